@@ -1,0 +1,48 @@
+# Two commands do everything, from a fresh clone, with Python 3.11 and pip: `make demo` and `make test`.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint ui deploy undeploy prune clean
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
+
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+$(VENV)/.installed: constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on PATH; install Python 3.11 or say make PYTHON=..." >&2; exit 1; }
+	@echo "installing into $(VENV) (once; a few minutes) ..."
+	@rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r constraints.txt
+	@touch $@
+
+demo: $(VENV)/.installed  ## logs in, backbone frozen, a task added by one line, champions in the registry
+	@$(BIN)/python -m tasks.demo
+
+test: $(VENV)/.installed  ## the whole suite
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.installed  ## style
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+ui: $(VENV)/.installed  ## the MLflow pages, on this machine only
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --workers 1 --host 127.0.0.1 --port $${PORT:-5000} \
+	  --backend-store-uri sqlite:///mlruns/mlflow.db --artifacts-destination mlruns/artifacts
+
+deploy: $(VENV)/.installed  ## Prefect server, worker and the schedules of prefect.yaml
+	@$(BIN)/python -m tasks.deploy up
+
+undeploy: $(VENV)/.installed  ## stop what deploy started
+	@$(BIN)/python -m tasks.deploy stop
+
+prune: $(VENV)/.installed  ## remove what retired tasks and datasets left
+	@$(BIN)/python -m tasks.prune params.yaml dvc.lock
+
+clean:  ## the environment and every derived file; data/, landing/ and mlruns/ stay
+	rm -rf $(VENV) artifacts .dvc/tmp

@@ -1,0 +1,85 @@
+"""MPT-Rec on a marketplace's logs: one frozen backbone, then a prompt, a gate and a promotion for each task."""
+
+import os
+from argparse import ArgumentParser
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows._command import start
+from tasks.backfill import backfill
+from tasks.command import run
+from tasks.make import alone, make
+from tasks.notice import notice, standings
+from tasks.prune import prune
+from tasks.settings import read
+
+__all__ = ["TasksFailed", "chain", "recommend"]
+
+# Chains wait in tasks/slots.py for a device, so more workers than devices cost nothing and overlap gates with training.
+WORKERS = int(os.environ.get("ROOTSTOCK_WORKERS", "4"))
+
+
+class TasksFailed(ValueError):
+    """Some tasks did not get through; the others did."""
+
+
+@task(task_run_name="{name}", cache_policy=NO_CACHE)
+def chain(name: str) -> list[str]:
+    """Tune, judge and promote the head of one task: the stages that ran."""
+    return [ran for step in ("prompt", "gate", "promote") for ran in make(f"{step}@{name}", single=True)]
+
+
+@flow(log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))
+def recommend(since: str | None = None, until: str | None = None) -> dict[str, list[str]]:
+    """Bring the backbone up to date, then every task of params.yaml side by side, then remove what retired tasks left.
+
+    Args:
+        since, until: ISO dates of a past period to backfill instead; see tasks/backfill.py. Nothing is promoted then.
+
+    Returns:
+        "backbone" and each task -> the stages that ran for it.
+
+    Raises:
+        StageFailed: something shared failed: data, features, backbone.
+        TasksFailed: at the end, when all others are done; names each task and what its stage said.
+        Busy: another run holds this checkout.
+    """
+    if since or until:
+        return _backfill(since, until)
+    with alone():
+        ran = {"backbone": make("promote_backbone")}  # and all that it needs: data, features, backbone, gate
+        futures = {name: chain.submit(name) for name in read("params.yaml:recommend.tasks")}
+        results = {name: future.result(raise_on_failure=False) for name, future in futures.items()}
+        retired = prune("params.yaml", "dvc.lock")
+    failed = {name: result for name, result in results.items() if isinstance(result, BaseException)}
+    ran |= {name: result for name, result in results.items() if name not in failed}
+    words = [f"- **{name}** failed: {error}" for name, error in failed.items()]
+    words += [f"- removed, as its task is retired: {path}" for path in retired]
+    notice("recommend", "Recommender tasks", standings(ran, Path("artifacts")), "\n".join(words))
+    if failed:
+        raise TasksFailed(f"{len(failed)} of {len(results)} tasks failed, the others are done\n" + "\n".join(words))
+    return ran
+
+
+def _backfill(since: str | None, until: str | None) -> dict[str, list[str]]:
+    chosen = read("params.yaml:recommend")
+    gates = ["gate_backbone", *(f"gate@{name}" for name in chosen["tasks"])]
+    with alone():
+        words = backfill(chosen["data"], since, until, gates)
+    notice("backfill", f"Backfill of {since or 'the first event'} until {until or 'the last'}", [], "\n".join(words))
+    return {"backfill": gates}
+
+
+def main(*words: str) -> None:
+    """python -m flows.recommend [--since DATE] [--until DATE]"""
+    parser = ArgumentParser(prog="python -m flows.recommend", description="Backbone, then every task of params.yaml.")
+    parser.add_argument("--since", metavar="DATE", help="backfill a past period, from this day on, instead")
+    parser.add_argument("--until", metavar="DATE", help="backfill a past period, up to this day, instead")
+    start(recommend, **vars(parser.parse_args(words)))
+
+
+if __name__ == "__main__":
+    run(main)

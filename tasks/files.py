@@ -1,0 +1,103 @@
+"""Files that are whole or absent: written beside, then renamed, under a lock that dies with its holder."""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["digest", "locked", "new_folder", "read_json", "write_json", "write_text"]
+
+LOCKS = Path(".dvc/tmp/rootstock")  # beside DVC's own locks: local to the checkout, never versioned
+
+
+@contextmanager
+def locked(name: str, wait: bool = True) -> Iterator[None]:
+    """Hold the lock `name`; the kernel frees it however the holder dies.
+
+    Raises:
+        BlockingIOError: somebody holds it and `wait` is false.
+    """
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    with open(LOCKS / f"{name.replace('/', '_')}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+@contextmanager
+def new_folder(target: str | Path) -> Iterator[Path]:
+    """A folder to fill; it takes the place of `target` when the block ends well, and leaves no trace when it does not.
+
+    The lock keeps out the child of a killed `dvc`, which lives on and writes while the next run starts the same stage.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with locked(str(target)):
+        for stale in target.parent.glob(f".new-{target.name}-*"):  # left by a kill; nobody else holds the lock
+            shutil.rmtree(stale, ignore_errors=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".new-{target.name}-", dir=target.parent))
+        try:
+            yield fresh
+            fresh.chmod(0o755)
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(fresh, target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a small file whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_text(text)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: str | Path, value) -> Path:
+    """Write JSON with sorted keys: equal values are equal bytes. NaN and infinity become null, which no gate passes."""
+    return write_text(path, json.dumps(_finite(value), indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path):
+    """Read a JSON file.
+
+    Raises:
+        ValueError: it is not JSON; names the file.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); delete it and run `dvc repro` again") from None
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file, or of a folder's relative names and contents; names that start with a dot do not count."""
+    path, total = Path(path), hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
+    if not files:
+        raise FileNotFoundError(f"{path} has no files to hash; run the stage that writes it first")
+    for file in files:
+        if file != path:
+            total.update(file.relative_to(path).as_posix().encode() + b"\0")
+        with open(file, "rb") as content:
+            total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

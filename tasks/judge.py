@@ -1,0 +1,184 @@
+"""The rules of a gate: evidence and bounds in, checks out. What is missing, not a number or infinite closes it.
+
+Comparisons with NaN are false and infinity passes every floor, so each value is first turned into a finite number, and
+one that cannot be is a failed check with its reason. A rule that nobody can apply (a metric that does not exist) is a
+mistake in the settings, not in the model, and is raised.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tasks.settings import SettingsError
+
+__all__ = ["PER_TASK", "Check", "judge", "rules_for"]
+
+PER_TASK = ("auc", "logloss", "calibration", "calibration_error")
+OF_MODEL = ("latency_ms", "rows_per_second", "size_mb")
+OF_HEAD = ("trained_share", "trained_share_with_embeddings", "tuning_share")
+LOWER_IS_BETTER = ("logloss", "calibration_error")
+KEYS = ("floors", "ceilings", "improvement", "slices", "least_positives", "max_rows")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a verdict; `passed` None: not judged, and why not."""
+
+    name: str
+    passed: bool | None
+    value: float | None = None
+    bound: float | None = None
+    reason: str = ""
+
+
+def rules_for(gates: Mapping, name: str) -> dict:
+    """`gates.default` with `gates.<name>` merged over it, key by key; a null takes a rule away.
+
+    Raises:
+        SettingsError: a key or a metric that does not exist, or a bound that is not a number; names all of them.
+    """
+    rules = _merged(gates.get("default") or {}, gates.get(name) or {})
+    faults = [f"there is no rule {key!r}; the rules are {', '.join(KEYS)}" for key in rules if key not in KEYS]
+    known = (*PER_TASK, *OF_MODEL, *OF_HEAD)
+    bounds = {f"{side}.{metric}": (metric.rpartition(".")[2], bound, known)
+              for side in ("floors", "ceilings") for metric, bound in (rules.get(side) or {}).items()}  # fmt: skip
+    bounds |= {f"slices.{column}.{metric}": (metric, bound, PER_TASK)
+               for column, limits in (rules.get("slices") or {}).items() for metric, bound in limits.items()}  # fmt: skip
+    for place, (metric, bound, allowed) in bounds.items():
+        if metric not in allowed:
+            faults.append(f"{place}: there is no metric {metric!r}; there are {', '.join(allowed)}")
+        if _number(bound) is None:
+            faults.append(f"{place}: {bound!r} is no number")
+    if wanted := rules.get("improvement"):
+        if wanted.get("metric") not in ("auc", "logloss"):
+            faults.append(f"improvement.metric must be auc or logloss, got {wanted.get('metric')!r}")
+        if _number(wanted.get("margin")) is None or not 0 < (_number(wanted.get("confidence")) or 0) < 1:
+            faults.append(f"improvement needs a margin and a confidence between 0 and 1, got {wanted!r}")
+    if faults:
+        raise SettingsError(f"gates for {name}: {'; '.join(faults)}")
+    return rules
+
+
+def judge(rules: Mapping, evidence: Mapping) -> list[Check]:
+    """Every check of a gate; the gate is open when none of them failed.
+
+    Args:
+        rules: from `rules_for`.
+        evidence: what tasks/gate.py gathered: `tasks` and `reported` {task: metrics}, `model` {metric: value}, `head`
+            {metric: value} or None, `facts` {what must be true: (whether, reason)}, `slices`, `champion`, `faults`.
+    """
+    checks = [Check(name, False, reason=reason) for name, reason in sorted(evidence["faults"].items())]
+    for task, found in evidence["reported"].items():
+        for metric in ("auc", "logloss", "calibration"):
+            checks.append(_finite(f"{task}: reported {metric}", found.get(metric)))
+    for task, found in evidence["tasks"].items():
+        checks += [_finite(f"{task}: {metric}", found.get(metric)) for metric in PER_TASK]
+    for side in ("floors", "ceilings"):
+        for rule, bound in sorted((rules.get(side) or {}).items()):
+            checks += _bounded(rule, _number(bound), side, rules[side], evidence)
+    checks += [Check(name, bool(holds), reason=reason) for name, (holds, reason) in sorted(evidence["facts"].items())]
+    checks += _slices(rules, evidence["slices"])
+    checks += _improvement(rules.get("improvement"), evidence["champion"], evidence["tasks"])
+    return checks
+
+
+def _bounded(rule: str, bound: float, side: str, all_rules: Mapping, evidence: Mapping) -> list[Check]:
+    task, _, metric = rule.rpartition(".")
+    if metric in PER_TASK:
+        asked = [task] if task else [name for name in evidence["tasks"] if f"{name}.{metric}" not in all_rules]
+        return [
+            _compare(f"{name}: {metric}", evidence["tasks"].get(name, {}).get(metric), bound, side) for name in asked
+        ]
+    if metric in OF_MODEL:
+        return [_compare(metric, evidence["model"].get(metric), bound, side)]
+    if evidence["head"] is None:
+        return []  # what was trained on top of a backbone is asked of heads only
+    return [_compare(metric, evidence["head"].get(metric), bound, side)]
+
+
+def _compare(name: str, value: object, bound: float, side: str) -> Check:
+    number = _number(value)
+    if number is None:
+        return Check(name, False, None, bound, f"{_what(value)}, so it passes no bound")
+    passed = number >= bound if side == "floors" else number <= bound
+    sign = (">=" if passed else "<") if side == "floors" else ("<=" if passed else ">")
+    return Check(name, passed, number, bound, f"{number:.6g} {sign} {bound:.6g}")
+
+
+def _finite(name: str, value: object) -> Check:
+    number = _number(value)
+    return Check(name, number is not None, number, None, "finite" if number is not None else _what(value))
+
+
+def _slices(rules: Mapping, slices: list[Mapping]) -> list[Check]:
+    checks, least = [], rules.get("least_positives", 20)
+    for part in slices:
+        name = f"{part['task']}: {part['column']} = {part['value']}"
+        if part.get("absent"):
+            checks.append(Check(f"{part['task']}: {part['column']}", None, reason="the rows have no such column"))
+            continue
+        few = min(part["positives"], part["rows"] - part["positives"])
+        for metric, bound in sorted(rules["slices"][part["column"]].items()):
+            if few < least:
+                reason = f"too few: {part['positives']} of {part['rows']} rows are positive, {least} of each class are needed"
+                checks.append(Check(f"{name}, {metric}", None, None, bound, reason))
+            else:
+                side = "ceilings" if metric in LOWER_IS_BETTER else "floors"
+                checks.append(_compare(f"{name}, {metric}", part.get(metric), bound, side))
+    return checks
+
+
+def _improvement(wanted: Mapping | None, champion: Mapping | None, tasks: Mapping) -> list[Check]:
+    if not wanted:
+        return [Check("improvement", None, reason="the settings ask for no comparison with the champion")]
+    if champion is None:
+        return [Check("improvement", True, reason="there is no champion yet: nothing to compare with")]
+    if champion["same"]:
+        return [
+            Check("improvement", True, reason=f"these bytes are already the champion, version {champion['version']}")
+        ]
+    checks, margin = [], _number(wanted["margin"])
+    for task in tasks:
+        name, found = (
+            f"{task}: {wanted['metric']} against version {champion['version']}",
+            champion["intervals"].get(task),
+        )
+        if found is None and task not in champion["tasks"]:
+            checks.append(Check(name, True, reason="the champion does not know this task: nothing to compare with"))
+        elif found is None or (numbers := [_number(value) for value in found]).count(None):
+            checks.append(Check(name, False, None, margin, "the comparison gave no finite interval"))
+        else:
+            low, middle, high = numbers
+            text = f"{middle:+.4f}, {float(wanted['confidence']):.0%} interval {low:+.4f} to {high:+.4f}"
+            passed = low >= margin
+            checks.append(
+                Check(
+                    name, passed, low, margin, f"{text}; its low end {'is not' if passed else 'is'} below {margin:+.4f}"
+                )
+            )
+    return checks
+
+
+def _number(value: object) -> float | None:
+    """A finite float, or None for everything else: NaN, infinity, text, a truth value, nothing."""
+    if value is None or isinstance(value, (bool, str, bytes)):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, ArithmeticError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _what(value: object) -> str:
+    return (
+        "missing, or not a finite number when it was written" if value is None else f"{value!r} is not a finite number"
+    )
+
+
+def _merged(base: Mapping, over: Mapping) -> dict:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return {key: value for key, value in merged.items() if value is not None}

@@ -1,0 +1,245 @@
+"""A verdict -> the registry: an open gate makes a version and, once it answers from there, the champion.
+
+Everything can be repeated: a version is known by the SHA-256 of its content, so the same bytes never make a second one, wherever the process died before. A closed gate leaves a run with its evidence, no version, and the champion as it
+was. A head is promoted only on a backbone that is registered, so that its parent can be named.
+"""
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import polars as pl
+
+from tasks import bundle, fresh, plots, track
+from tasks.command import run
+from tasks.files import digest, read_json, write_json
+
+__all__ = ["ReplayFailed", "StaleVerdict", "promote", "replay"]
+
+EXAMPLES = 8
+ALIKE = 1e-6  # the same weights on the same rows, in another process
+ATTACHED = ("dvc.lock", "dvc.yaml", "params.yaml")  # enough to rebuild the version at its git revision
+
+
+class StaleVerdict(ValueError):
+    """The verdict is about other bytes, or against another champion, than there are now."""
+
+
+class ReplayFailed(ValueError):
+    """A registered version does not answer, from the registry alone, as it did when it was registered."""
+
+
+def promote(name: str, judged: Path, features: Path, backbone: Path, receipt: Path, head: Path | None = None) -> dict:
+    """Carry out the verdict in the folder `judged`, write the receipt and return it.
+
+    Returns:
+        status "promoted", "rejected" or "rolled back" (these bytes were the champion, and a person took them back).
+
+    Raises:
+        StaleVerdict: the gate must be run again.
+        ReplayFailed: registered as challenger, but not fit to serve; the champion is as it was.
+        RegistryUnreachable: nothing happened.
+    """
+    verdict = read_json(judged / "verdict.json")
+    model = track.check_name(f"recommend-{name}")
+    about = read_json(backbone / "backbone.json")
+    with TemporaryDirectory() as place:
+        packed = Path(place) / "packed"
+        packed.mkdir()
+        content = bundle.pack(backbone, head, packed)
+        if content != verdict["candidate"]:
+            raise StaleVerdict(f"{judged}/verdict.json judged {verdict['candidate'][:12]}, the artefacts are now {content[:12]}; "
+                               f"run the gate of {name} again")  # fmt: skip
+        champion = track.by_alias(model, "champion")
+        parent = track.find("recommend-backbone", "weights_sha256", about["sha256"]) if head else None
+        reasons = [f"{check['name']}: {check['reason']}" for check in verdict["checks"] if check["passed"] is False]
+        if head and parent is None:
+            reasons.append("the backbone it was tuned on is not registered; look at the gate of the backbone")
+        record = _record(name, content, verdict, judged, about, backbone, head, parent, champion)
+        if reasons:
+            done = {"status": "rejected", "reasons": reasons, "run": _reject(model, record)}
+        else:
+            _refuse_stale(verdict, judged, champion, content)
+            version = track.find(model, "content_sha256", content)
+            version = version or _register(model, record, packed, features, verdict)
+            done = _crown(version, champion, verdict)
+    done |= {"model": model, "content": content, "champion": done.get("champion", champion and champion.number)}
+    write_json(receipt, done)
+    return done
+
+
+def replay(version: track.Version, budget_ms: float | None = None) -> dict:
+    """Load a version from the registry in a fresh process and compare its answers with those at registration.
+
+    Returns:
+        the times of tasks/score.py.
+
+    Raises:
+        ReplayFailed: other answers, or one row takes longer than `budget_ms`.
+        FreshProcessFailed: it cannot be loaded.
+    """
+    with TemporaryDirectory() as folder:
+        kept = track.download(version, "replay", Path(folder))
+        rows, expected = (pl.read_parquet(kept / f"{part}.parquet") for part in ("rows", "expected"))
+    found, times = fresh.score(version.uri, rows)
+    if found.columns != expected.columns or len(found) != len(expected):
+        raise ReplayFailed(
+            f"{version.uri} answers {found.shape} {found.columns}, at registration {expected.shape} {expected.columns}"
+        )
+    off = np.abs(found.to_numpy() - expected.to_numpy()).max()
+    if not off <= ALIKE:  # also when it is NaN
+        raise ReplayFailed(f"{version.uri} answers its own example differently by {off:.2g}; the champion is as it was")
+    if budget_ms is not None and times["row_ms"] > budget_ms:
+        raise ReplayFailed(f"{version.uri} takes {times['row_ms']:.1f} ms a row from the registry, the gate allows {budget_ms:g} ms; "
+                           f"the champion is as it was")  # fmt: skip
+    return times
+
+
+def _refuse_stale(verdict: Mapping, judged: Path, champion, content: str) -> None:
+    now = champion and champion.tags.get("content_sha256")
+    then = verdict["champion"] and verdict["champion"]["content"]
+    if now not in (None, content, then):
+        raise StaleVerdict(f"{judged}/verdict.json compares with {'version ' + str(verdict['champion']['version']) if then else 'no champion'}, "
+                           f"but {champion.uri} is the champion now; run the gate of {verdict['name']} again")  # fmt: skip
+
+
+def _record(name, content, verdict, judged, about, backbone, head, parent, champion) -> dict:
+    """What is written to the run, whatever becomes of it."""
+    own = read_json(head / "head.json") if head else about
+    proof = read_json(head / "proof.json") if head else {}
+    params = {"name": name, "method": about["method"], "settings": own.get("settings"), "training": own.get("training")}
+    params |= {"tasks": own["declaration"] if head else about["task_declarations"], "parameters": about["parameters"]}
+    metrics = {
+        f"{task}.{metric}": value for task, found in verdict["metrics"].items() for metric, value in found.items()
+    }
+    metrics |= verdict["model_metrics"]
+    metrics |= {
+        key: proof[key]
+        for key in ("trained_parameters", "trained_share", "tuning_share", "memory_share")
+        if key in proof
+    }
+    source = proof | {"seconds": (proof.get("seconds") or {}).get("all")} if head else about
+    metrics |= {f"system/{key}": source[key] for key in ("seconds", "peak_memory_mb") if source.get(key) is not None}
+    folder = head or backbone
+    curve = pl.read_csv(folder / "curve.csv").to_dicts()
+    files = {
+        "verdict": judged,
+        "plots/curve.png": plots.curves(curve),
+        "changes.md": _changes(champion, params, metrics),
+    }
+    files |= {f"evidence/{file}": folder / file for file in ("metrics.json", "proof.json") if (folder / file).is_file()}
+    files |= {f"rebuild/{file}": Path(file) for file in ATTACHED if Path(file).is_file()}
+    revision, dirty = git_state()
+    tags = {
+        "content_sha256": content,
+        "weights_sha256": own["sha256"],
+        "data_sha256": about["data"],
+        "features_sha256": about["features"],
+        "git_revision": revision,
+        "git_dirty": str(dirty).lower(),
+        "stage": f"prompt@{name}" if head else "backbone",
+        "paths": " ".join(map(str, filter(None, (backbone, head)))),
+        "backbone_sha256": about["sha256"],
+        "backbone_version": parent.number if parent else "none",
+        "parents": f"recommend-backbone/{parent.number}" if parent else "none",
+        "verdict": "passed" if verdict["passed"] else "closed",
+        "verdict_sha256": digest(judged / "verdict.json"),
+    }
+    return {
+        "params": params,
+        "metrics": metrics,
+        "curve": curve,
+        "files": files,
+        "tags": tags,
+        "data": ("features", about["data"]),
+    }
+
+
+def _reject(model: str, record: dict) -> str:
+    known = {"kind": "rejected", "verdict_sha256": record["tags"]["verdict_sha256"]}
+    return track.find_run(**known) or track.log_run(f"{model} rejected", **record | {"tags": record["tags"] | known})
+
+
+def _register(model: str, record: dict, packed: Path, features: Path, verdict: Mapping) -> track.Version:
+    columns = bundle.columns_of(features)
+    rows = pl.read_parquet(features / "rows" / "test.parquet", columns=list(columns))
+    chosen = np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).astype(int)
+    example = rows[chosen].cast({name: kind for name, (kind, _) in columns.items()})
+    expected = bundle.load(packed).predict(None, example.to_pandas())
+    known = {"kind": "candidate", "content_sha256": record["tags"]["content_sha256"]}
+    logged = track.find_run(**known)  # a process may have died between its run and its version
+    if logged is None:
+        with TemporaryDirectory() as folder:
+            example.write_parquet(Path(folder) / "rows.parquet")
+            pl.from_pandas(expected).write_parquet(Path(folder) / "expected.parquet")
+            files = record["files"] | {"replay": Path(folder)}
+            logged = track.log_run(f"{model} candidate", **record | {"tags": record["tags"] | known, "files": files})
+    inputs = {name: (str(kind), nullable) for name, (kind, nullable) in columns.items()}
+    return track.register(
+        logged, model, packed, inputs, example.to_pandas(), expected, record["metrics"], record["tags"]
+    )
+
+
+def _crown(version: track.Version, champion, verdict: Mapping) -> dict:
+    """Challenger, replay, champion; every step may be repeated."""
+    done = {"version": version.number, "uri": version.uri, "run": version.run}
+    if champion and champion.number == version.number:
+        return done | {"status": "promoted", "champion": version.number}
+    if version.tags.get("rolled_back") == "true":
+        reason = f"version {version.number} was rolled back; `python -m tasks.rollback {version.name} {version.number}` puts it back"
+        return done | {"status": "rolled back", "reasons": [reason]}
+    track.set_alias(version, "challenger")
+    times = replay(version, (verdict["rules"].get("ceilings") or {}).get("latency_ms"))
+    # The predecessor is written down before the alias moves: a death in between loses nothing.
+    track.set_tags(
+        version,
+        previous_champion=champion.number if champion else "",
+        champion_by="promotion",
+        replay_row_ms=f"{times['row_ms']:.2f}",
+    )
+    track.set_alias(version, "champion")
+    return done | {"status": "promoted", "champion": version.number, "previous": champion and champion.number}
+
+
+def git_state() -> tuple[str, bool]:
+    """Revision, and whether files other than those attached differ from it; ("none", True) outside of git."""
+    ask = lambda *words: subprocess.run(["git", *words], text=True, capture_output=True, check=False)
+    head = ask("rev-parse", "HEAD")
+    if head.returncode:
+        return "none", True
+    changed = ask("status", "--porcelain", "--", ".", *(f":(exclude){file}" for file in ATTACHED)).stdout
+    return head.stdout.strip(), bool(changed.strip())
+
+
+def _changes(champion, params: dict, metrics: dict) -> str:
+    """What changed since the champion, as Markdown."""
+    if champion is None:
+        return "# First champion\nThere was none before, so there is nothing to compare with.\n"
+    before, measured = track.run_data(champion.run)
+    now = track.flat(params)
+    lines = [f"# Changes since version {champion.number}", "", "| setting | champion | candidate |", "|---|---|---|"]
+    changed = [key for key in sorted(set(before) | set(now)) if before.get(key) != str(now.get(key))]
+    lines += [f"| {key} | {before.get(key, '')} | {now.get(key, '')} |" for key in changed] or ["| none | | |"]
+    lines += ["", "| metric | champion | candidate | difference |", "|---|---|---|---|"]
+    both = [key for key in sorted(metrics) if isinstance(metrics[key], (int, float)) and key in measured]
+    lines += [
+        f"| {key} | {measured[key]:.5g} | {metrics[key]:.5g} | {metrics[key] - measured[key]:+.5g} |" for key in both
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(name: str, judged: str, features: str, backbone: str, receipt: str, head: str | None = None) -> None:
+    """python -m tasks.promote NAME GATE_FOLDER FEATURES BACKBONE RECEIPT.json [HEAD]"""
+    done = promote(name, Path(judged), Path(features), Path(backbone), Path(receipt), Path(head) if head else None)
+    version = f" version {done['version']}" if "version" in done else ""
+    champion = f"champion: version {done['champion']}" if done["champion"] else "no champion yet"
+    print(
+        f"{done['model']}:{version} {done['status']}; {champion}"
+        + "".join(f"\n  {reason}" for reason in done.get("reasons", []))
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,107 @@
+"""Make a registered version again from what its tags and attached files name, and compare the bytes.
+
+The checkout of its git revision, with the dvc.lock and params.yaml attached to it put back, shares this repository's DVC
+cache: what the cache still has is not computed again, what it has lost is.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tasks import track
+from tasks.command import run
+
+__all__ = ["CannotRebuild", "rebuild"]
+
+
+class CannotRebuild(ValueError):
+    """The version cannot be made again here, and why."""
+
+
+def rebuild(uri: str, again: bool = False) -> tuple[str, str]:
+    """Rebuild `models:/<name>/<version>` in a temporary checkout.
+
+    Args:
+        again: run the version's own stage even where the cache has its result.
+
+    Returns:
+        The registered content's SHA-256, and that of the rebuilt content.
+
+    Raises:
+        CannotRebuild: the revision is unknown here, files were not committed, or a stage failed; says which.
+    """
+    version = track.resolve(uri)
+    revision, stage = version.tags.get("git_revision", "none"), version.tags.get("stage", "")
+    if revision == "none":
+        raise CannotRebuild(f"{uri} was made outside of git, so nothing says which code made it")
+    if version.tags.get("git_dirty") == "true":
+        raise CannotRebuild(f"{uri} was made from revision {revision[:12]} with changes that were not committed; "
+                            f"commit before training, and train it again")  # fmt: skip
+    if _git("cat-file", "-e", f"{revision}^{{commit}}").returncode:
+        raise CannotRebuild(f"this repository does not know revision {revision[:12]} of {uri}; fetch it and try again")
+    with TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        _must(_git("worktree", "add", "--detach", str(tree), revision), f"cannot check out {revision[:12]}")
+        try:
+            return version.tags["content_sha256"], _made(version, stage, tree, Path(folder), again)
+        finally:
+            _git("worktree", "remove", "--force", str(tree))
+
+
+def _made(version, stage: str, tree: Path, folder: Path, again: bool) -> str:
+    attached = track.download(version, "rebuild", folder)
+    for file in attached.iterdir():
+        shutil.copyfile(file, tree / file.name)
+    cache = _must(_dvc(Path.cwd(), "cache", "dir"), "cannot find the DVC cache").stdout.strip()
+    _must(_dvc(tree, "cache", "dir", "--local", str(Path(cache).resolve())), "cannot share the DVC cache")
+    shown = subprocess.run(_words("repro", stage), cwd=tree, env=_environment(), check=False)
+    if again and not shown.returncode:
+        shown = subprocess.run(_words("repro", "-f", "-s", stage), cwd=tree, env=_environment(), check=False)
+    if shown.returncode:
+        raise CannotRebuild(f"`dvc repro {stage}` failed at revision {version.tags['git_revision'][:12]}; its messages are above")
+    packed = subprocess.run([sys.executable, "-m", "tasks.bundle", *version.tags["paths"].split()], cwd=tree, env=_environment(), text=True,
+                            capture_output=True, check=False)  # fmt: skip
+    return _must(packed, "cannot pack the rebuilt artefacts").stdout.split()[-1]
+
+
+def _git(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["git", *words], text=True, capture_output=True, check=False)
+
+
+def _dvc(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(_words(*words), cwd=folder, env=_environment(), text=True, capture_output=True, check=False)
+
+
+def _words(*words: str) -> list[str]:
+    return [sys.executable, "-m", "dvc", *words]
+
+
+def _environment() -> dict[str, str]:
+    """The stages' `python` is this one, and imports from the folder it runs in, not from ours."""
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PATH": path}
+
+
+def _must(done: subprocess.CompletedProcess, what: str) -> subprocess.CompletedProcess:
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()
+        raise CannotRebuild(f"{what}: {said[-600:] or f'exit {done.returncode}'}")
+    return done
+
+
+def main(uri: str, again: str | None = None) -> None:
+    """python -m tasks.rebuild models:/NAME/VERSION [again]"""
+    if again not in (None, "again"):
+        raise ValueError(f"the second word can only be `again`, got {again!r}")
+    registered, made = rebuild(uri, again == "again")
+    if registered != made:
+        raise CannotRebuild(f"{uri} was {registered[:16]}, rebuilt it is {made[:16]}: another machine, library or source rounds "
+                            f"otherwise; the registered version is untouched")  # fmt: skip
+    print(f"{uri}: rebuilt, byte for byte the registered content {registered[:16]}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,25 @@
+"""What every test shares: one thread each (two run at a time), no telemetry, real data when it is there."""
+
+import os
+from pathlib import Path
+
+for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import pytest
+import torch
+
+from tasks.command import quiet
+
+quiet()
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path | None:
+    """The folder of real logs beside the checkout, or None: tests then use their own small data."""
+    folder = ROOT.parent / "shared" / "data"
+    return folder if folder.is_dir() else None

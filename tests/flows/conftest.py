@@ -1,0 +1,31 @@
+"""What the tests of flows share: a checkout with a params.yaml, and `make` that only writes down what it was asked."""
+
+import pytest
+
+from tasks.make import StageFailed
+
+PARAMS = """
+datasets: {sample: {}, other: {}}
+recommend:
+  data: sample
+  tasks: {offer_make: {}, buy_start: {}, buy_comp: {}}
+"""
+
+
+class Made(list):
+    """Stands for `make`: a list of the stages asked for. `broken`: those that fail."""
+
+    broken: set[str] = set()
+
+    def __call__(self, stage: str, single: bool = False) -> list[str]:
+        self.append(f"-s {stage}" if single else stage)
+        if stage in self.broken:
+            raise StageFailed(stage, "it broke", 1)
+        return [stage]
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch) -> Made:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    return Made()

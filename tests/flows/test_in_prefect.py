@@ -1,0 +1,48 @@
+"""Once through Prefect itself: chains side by side, the report in its UI, the state that a failure leaves."""
+
+import threading
+
+import pytest
+from prefect import task
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+
+from flows import recommend as module
+from flows.recommend import TasksFailed
+
+
+@pytest.fixture(scope="module")
+def prefect():
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),  # its thread is joined for a second a flow
+    ):
+        yield
+
+
+def test_chains_run_side_by_side_and_a_failed_one_fails_the_flow(prefect, made, monkeypatch):
+    made.broken = {"gate@buy_start"}
+    together = threading.Barrier(3)  # breaks unless all three prompts are being tuned at the same time
+
+    @task(task_run_name="{stage}")
+    def make(stage: str, single: bool = False) -> list[str]:
+        if stage.startswith("prompt@"):
+            together.wait(30)
+        return made(stage, single)
+
+    monkeypatch.setattr(module, "make", make)
+    state = module.recommend(return_state=True)
+    assert state.is_failed()
+    with pytest.raises(TasksFailed, match=r"(?s)1 of 3 tasks failed.*buy_start.*stage gate@buy_start failed: it broke"):
+        state.result()
+    assert made[0] == "promote_backbone"
+    chains = {
+        f"-s {step}@{n}" for n in ("offer_make", "buy_start", "buy_comp") for step in ("prompt", "gate", "promote")
+    }
+    assert set(made[1:]) == chains - {"-s promote@buy_start"}
+    with get_client(sync_client=True) as client:
+        report = next(a for a in client.read_artifacts() if a.key == "recommend")
+        names = {run.name for run in client.read_task_runs()}
+    assert "**buy_start** failed: stage gate@buy_start failed: it broke" in report.data
+    assert {"promote_backbone", "offer_make", "prompt@offer_make"} <= names

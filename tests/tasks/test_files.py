@@ -1,0 +1,62 @@
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tasks.files import digest, locked, new_folder, read_json, write_json
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_new_folder_is_whole_or_absent(tmp_path):
+    target = tmp_path / "out"
+    with new_folder(target) as folder:
+        (folder / "a").write_text("1")
+    with pytest.raises(OSError, match="No space"), new_folder(target) as folder:
+        (folder / "a").write_text("2")
+        raise OSError("No space left on device")
+    assert (target / "a").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".new")] == []
+
+
+def test_new_folder_removes_what_a_kill_left(tmp_path):
+    code = "import os; from tasks.files import new_folder\nwith new_folder('out') as f:\n (f/'half').write_text('x'); os._exit(9)"
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": root}, check=False)
+    assert len([p for p in tmp_path.iterdir() if p.name.startswith(".new-out")]) == 1
+    with new_folder("out") as folder:
+        (folder / "whole").write_text("y")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != ".dvc") == ["out"]
+
+
+def test_lock_is_freed_with_its_holder(tmp_path):
+    with locked("a"), pytest.raises(BlockingIOError), locked("a", wait=False):
+        pass
+    with locked("a", wait=False):
+        pass
+
+
+def test_json_never_holds_nan(tmp_path):
+    write_json("x.json", {"auc": math.nan, "list": [math.inf, 1.0], "n": 1})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"auc": None, "list": [None, 1.0], "n": 1}
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(ValueError, match=r"x\.json is not JSON"):
+        read_json("x.json")
+
+
+def test_digest_sees_names_and_contents(tmp_path):
+    (tmp_path / "d").mkdir()
+    with pytest.raises(FileNotFoundError, match="no files to hash"):
+        digest(tmp_path / "d")
+    (tmp_path / "d" / "a").write_text("1")
+    first = digest(tmp_path / "d")
+    (tmp_path / "d" / ".hidden").write_text("1")
+    assert digest(tmp_path / "d") == first
+    (tmp_path / "d" / "a").rename(tmp_path / "d" / "b")
+    assert digest(tmp_path / "d") != first

@@ -1,0 +1,126 @@
+"""The house: who may import whom, every entry of params.yaml builds, the README's table is current."""
+
+import ast
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+from models import build, names, summary
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("models", "tasks", "flows")
+FORBIDDEN = {  # folder -> imports that would run up the house
+    "models": {"tasks", "flows", "prefect", "mlflow", "dvc", "polars", "great_expectations", "yaml", "pandas"},
+    "tasks/datasets": {"torch", "models", "flows", "prefect", "mlflow", "dvc"},
+    "tasks": {"flows"},
+    "flows": {"models", "torch", "polars", "mlflow", "dvc", "great_expectations"},
+}
+
+
+def imports(file: Path) -> set[str]:
+    """Full names of all modules that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import; write the whole name"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_arrows_point_down(folder):
+    assert files(folder), f"{folder} has no files: the test would pass on nothing"
+    wrong = {
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in files(folder)
+        for name in imports(file)
+        if name.split(".")[0] in FORBIDDEN[folder]
+    }
+    assert not wrong
+
+
+def test_the_import_test_can_fail(tmp_path):
+    (tmp_path / "x.py").write_text("def f():\n    from mlflow.models import infer_signature\n")
+    assert "mlflow" in {name.split(".")[0] for name in imports(tmp_path / "x.py")}
+
+
+def test_methods_do_not_import_each_other():
+    for family in [p.name for p in (ROOT / "models").iterdir() if p.is_dir() and p.name[0] != "_"]:
+        methods = set(names(family))
+        for file in files(f"models/{family}"):
+            siblings = {name for name in imports(file) if name.startswith(f"models.{family}.")}
+            wrong = {name for name in siblings if name.split(".")[2] in methods and name.split(".")[2] != file.stem}
+            assert not wrong, f"{file.name} imports {wrong}; shared code moves to a _helper"
+
+
+def test_mlflow_is_named_in_few_places():
+    talks = {file.stem for file in files("tasks") if any(name.split(".")[0] == "mlflow" for name in imports(file))}
+    assert talks <= {"track", "serve", "score"}
+
+
+def test_every_entry_of_params_builds():
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for name in params["datasets"]:
+        module = import_module(f"tasks.datasets.{name}")
+        assert module.EVENTS and callable(module.read) and module.expectations()
+    backbone = params["recommend"]["backbone"]
+    model = build("recommend", backbone["method"], [5, 6], 3, len(backbone["tasks"]), **backbone["settings"])
+    assert model.head(**params["recommend"]["head"]["settings"])
+
+
+def test_readme_table_is_generated():
+    readme = (ROOT / "README.md").read_text()
+    for name in names("recommend"):
+        assert f"| `{name}` | {summary('recommend', name)} |" in readme, f"README lacks the row of recommend/{name}"
+    for file in (ROOT / "tasks" / "datasets").glob("[a-z]*.py"):
+        first = ast.get_docstring(ast.parse(file.read_text())).splitlines()[0]
+        assert f"| `{file.stem}` | {first} |" in readme, f"README lacks the row of datasets/{file.stem}"
+
+
+def test_constraints_satisfy_pyproject():
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
+    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in project["dependencies"] + project["optional-dependencies"]["test"]:
+        wanted = Requirement(line)
+        assert wanted.specifier.contains(pins[wanted.name.lower()]), f"constraints.txt breaks {line}"
+    assert Requirement("fastapi<0.151").specifier.contains(pins["fastapi"])  # or no flow runs
+    assert Requirement("sqlalchemy<2.1").specifier.contains(pins["sqlalchemy"])  # or no schedule fires
+
+
+def test_one_line_adds_exactly_its_stages():
+    """The graph itself keeps the promise: what a task's stages read names no other task."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    params = [key for entry in stages["prompt"]["do"]["params"] for key in entry["params.yaml"]]
+    assert "recommend.tasks.${key}" in params
+    assert "recommend.tasks" not in params
+    shared = [name for name, stage in stages.items() if "foreach" not in stage]
+    for name in shared:
+        for entry in stages[name].get("params", []):
+            for key in entry["params.yaml"]:
+                assert not key.startswith("recommend.tasks"), f"{name} reads {key}: a new task would re-run it"
+                assert key != "recommend", f"{name} reads all of recommend: a new task would re-run it"
+
+
+def test_no_pickle_and_no_machine_path():
+    for folder in PACKAGES:
+        for file in files(folder):
+            names_used = imports(file)
+            assert not names_used & {"pickle", "cloudpickle", "joblib", "dill"}, file
+            text = file.read_text()
+            assert "torch.load(" not in text, f"{file}: weights are safetensors"
+            assert "allow_pickle=True" not in text, file
+            assert not re.search(r"[\"'](/home|/root|/work|/tmp)/", text), f"{file}: a path of one machine"

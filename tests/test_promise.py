@@ -1,0 +1,233 @@
+"""The promise, end to end, with the real tools: DVC runs the graph, MLflow keeps the models, on a small sample.
+
+One checkout is built once and every test leaves it healthy for the next; each begins and ends with `dvc repro` succeeding.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SMALL = {"rows": 16000, "epochs": 1, "head_epochs": 2}
+TASK = "{given: \"event_id = 'item_view'\", positive: \"event_id = 'offer_make'\", within: session}"
+
+
+class Checkout:
+    """A copy of the repository in which commands run as a user would type them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.environment = os.environ | {
+            "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
+            "DVC_SITE_CACHE_DIR": str(folder.parent / "site"),
+        }
+        self.environment.pop("MLFLOW_TRACKING_URI", None)
+
+    def __call__(self, *words: str, fails: bool = False) -> str:
+        done = subprocess.run([sys.executable, "-m", *words], cwd=self.folder, env=self.environment, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        assert (done.returncode != 0) == fails, f"{words} exit {done.returncode}\n{done.stdout[-6000:]}"
+        return done.stdout
+
+    def repro(self, *words: str, fails: bool = False) -> list[str]:
+        """Run `dvc repro`; the stages it ran, without the two that always run."""
+        self.said = self("dvc", "repro", *words, fails=fails)
+        return [s for s in re.findall(r"Running stage '(.+)'", self.said) if s not in ("guard", "registry")]
+
+    def params(self, change) -> None:
+        path = self.folder / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        change(params)
+        path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def json(self, path: str):
+        return json.loads((self.folder / path).read_text())
+
+    def champion(self, model: str) -> int:
+        code = f"import mlflow; print(mlflow.MlflowClient('sqlite:///mlruns/mlflow.db').get_model_version_by_alias('{model}', 'champion').version)"  # noqa: E501
+        return int(subprocess.run([sys.executable, "-c", code], cwd=self.folder, env=self.environment, text=True,
+                                  check=True, stdout=subprocess.PIPE).stdout.split()[-1])  # fmt: skip
+
+
+def smaller(params: dict) -> None:
+    params["datasets"]["sample"]["rows"] = SMALL["rows"]
+    recommend = params["recommend"]
+    recommend["backbone"]["training"] |= {"epochs": SMALL["epochs"], "checkpoint_steps": 10}
+    recommend["head"]["training"]["epochs"] = SMALL["head_epochs"]
+    recommend["tasks"] = {"add_later": recommend["backbone"]["tasks"].pop("item_add_to_cart_tap")}
+    params["gates"]["default"] = {"floors": {"auc": 0.5}, "ceilings": {"latency_ms": 5000}, "least_positives": 5}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Checkout:
+    folder = tmp_path_factory.mktemp("promise") / "rootstock"
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True, check=True,
+                            stdout=subprocess.PIPE).stdout.split("\n")  # fmt: skip
+    for name in filter(None, listed):
+        if (ROOT / name).is_file() and not name.startswith("benchmarks/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
+        subprocess.run([*git, *words], cwd=folder, check=True)
+    made = Checkout(folder)
+    made.params(smaller)
+    made.first = made.repro()
+    return made
+
+
+def test_fresh_checkout_builds_everything(checkout):
+    assert sorted(checkout.first) == [
+        "backbone", "features", "fetch@sample", "gate@add_later", "gate_backbone", "ingest@sample", "promote@add_later",
+        "promote_backbone", "prompt@add_later",
+    ]  # fmt: skip
+    assert checkout.champion("recommend-backbone") == 1
+    assert checkout.champion("recommend-add_later") == 1
+
+
+def test_nothing_new_runs_nothing(checkout):
+    assert checkout.repro() == []
+
+
+def test_one_line_runs_only_its_stages(checkout):
+    before = (checkout.folder / "artifacts/backbone/model.safetensors").read_bytes()
+    old = (checkout.folder / "artifacts/prompt/add_later/head.safetensors").read_bytes()
+    checkout.params(lambda p: p["recommend"]["tasks"].update(offer_make=yaml.safe_load(TASK)))
+    status = json.loads(checkout("dvc", "status", "--json").strip().splitlines()[-1])
+    assert {name for name in status if name not in ("guard", "registry")} == {
+        "prompt@offer_make", "gate@offer_make", "promote@offer_make",
+    }  # fmt: skip
+    assert checkout.repro() == ["prompt@offer_make", "gate@offer_make", "promote@offer_make"]
+    assert (checkout.folder / "artifacts/backbone/model.safetensors").read_bytes() == before
+    assert (checkout.folder / "artifacts/prompt/add_later/head.safetensors").read_bytes() == old
+    proof = checkout.json("artifacts/prompt/offer_make/proof.json")
+    assert proof["backbone_unchanged"] is True
+    assert proof["backbone_before"] == proof["backbone_after"]
+    assert len(proof["backbone_before"]) > 10
+    assert proof["old_predictions_equal"] is True
+    assert proof["old_predictions_off_training"] == 0
+    assert proof["backbone_gradients"] == 0
+    units = [line.split()[0] for line in proof["stages_before"]]
+    assert set(units) <= {"guard", "registry", "tune_prompt"}
+    assert units.count("tune_prompt") == 1
+
+
+def test_one_head_never_triggers_another(checkout):
+    checkout.params(lambda p: p["recommend"]["tasks"]["offer_make"].update(within="user"))
+    assert set(checkout.repro()) == {"prompt@offer_make", "gate@offer_make", "promote@offer_make"}
+
+
+def test_bad_tasks_are_refused_before_any_training(checkout):
+    def refused(declaration: dict, said: str, name: str = "broken"):
+        checkout.params(lambda p: p["recommend"]["tasks"].update({name: declaration}))
+        assert checkout.repro(fails=True) == [f"prompt@{name}"]
+        assert re.search(said, checkout.said), checkout.said[-3000:]
+        assert "Traceback" not in checkout.said
+        assert not (checkout.folder / "artifacts/prompt" / name / "head.json").exists()
+        checkout.params(lambda p: p["recommend"]["tasks"].pop(name))
+
+    good = yaml.safe_load(TASK)
+    refused(good | {"positive": "event_id = "}, "pars")
+    refused(good | {"positive": "evnt_id = 'offer_make'"}, "event_id")
+    refused(good | {"positive": "event_id = 'offer_maek'"}, "offer_make")
+    refused(good | {"positive": "price > 3", "within": "row"}, "price")
+    refused(good | {"given": "event_id = 'item_view' and price < 0"}, "no rows|0 rows|one class|positives")
+    refused(good, "item_like", name="item_like")
+    assert checkout.repro() == []
+
+
+def test_retired_task_is_pruned(checkout):
+    checkout.params(lambda p: p["recommend"]["tasks"].pop("offer_make"))
+    assert checkout.repro() == []
+    assert "offer_make" in checkout("tasks.prune")
+    assert not (checkout.folder / "artifacts/prompt/offer_make").exists()
+    assert "@offer_make" not in (checkout.folder / "dvc.lock").read_text()
+    assert checkout.champion("recommend-offer_make") >= 1  # what is served is taken away by a person only
+
+
+def test_own_file_in_data_is_never_deleted(checkout):
+    mine = checkout.folder / "data/sample/mine.parquet"
+    mine.write_text("my work of a year")
+    checkout.repro(fails=True)
+    assert "mine.parquet" in checkout.said
+    assert mine.read_text() == "my work of a year"
+    mine.unlink()
+    assert checkout.repro() == []
+
+
+def test_refused_data_leave_the_last_good_version(checkout):
+    good = checkout.json("artifacts/ingest/sample/manifest.json")
+    code = checkout.folder / "tasks/datasets/sample.py"
+    text = code.read_text()
+    # A shop whose log grew a seventh event: the same rows, one event renamed on the way in.
+    code.write_text(text + "\n\n_good = fetch\n\n\ndef fetch(out, source, **settings):\n    _good(out, source, **settings)\n"
+                    "    shard = min(out.glob('*.parquet'))\n    table = pl.read_parquet(shard)\n"
+                    "    table.with_columns(event_id=pl.lit('item_click')).write_parquet(shard)\n")  # fmt: skip
+    checkout.repro(fails=True)
+    assert "item_click" in checkout.said
+    assert "Running stage 'backbone'" not in checkout.said
+    assert checkout.json("artifacts/ingest/sample/manifest.json") == good
+    assert checkout.champion("recommend-backbone") == 1
+    code.write_text(text)
+    assert checkout.repro() == []
+
+
+def test_lost_registry_is_filled_again(checkout):
+    (checkout.folder / "mlruns/mlflow.db").unlink()
+    ran = checkout.repro()
+    assert {"promote_backbone", "promote@add_later"} <= set(ran)
+    assert not {"backbone", "prompt@add_later"} & set(ran)
+    assert checkout.champion("recommend-add_later") == 1
+    assert checkout.repro() == []
+
+
+def test_a_pickle_in_an_artefact_folder_is_never_opened(checkout):
+    import pickle
+
+    marker = checkout.folder / "marker"
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(marker), "w"))
+
+    bomb = checkout.folder / "artifacts/backbone/model.pkl"
+    bomb.write_bytes(pickle.dumps(Bomb()))
+    checkout.params(lambda p: p["gates"]["default"]["floors"].update(auc=0.49))  # gates and promotions run again
+    checkout("dvc", "repro", "gate_backbone", fails=True)
+    assert not marker.exists()
+    bomb.unlink()
+    checkout.repro()
+    assert checkout.champion("recommend-backbone") == 1
+
+
+def test_killed_dvc_is_healed_by_the_next_run(checkout):
+    checkout.params(lambda p: p["recommend"]["backbone"]["training"].update(epochs=3))
+    with subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=checkout.folder, env=checkout.environment,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
+        checkpoints = checkout.folder / "artifacts/checkpoints/backbone"
+        known, until = set(checkpoints.rglob("step-*")), time.monotonic() + 90
+        while not set(checkpoints.rglob("step-*")) - known:
+            assert time.monotonic() < until, "no checkpoint appeared"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)  # of DVC alone: its child lives on
+    ran = checkout.repro()
+    assert "backbone" in ran
+    assert checkout.repro() == []
+    assert checkout.json("artifacts/backbone/backbone.json")["best_epoch"] >= 1
+
+
+def test_commands_of_dvc_work_without_prefect(checkout):
+    assert "prompt@add_later" in checkout("dvc", "dag")
+    assert "auc" in checkout("dvc", "metrics", "show")
+    assert "index.html" in checkout("dvc", "plots", "show")
+    assert "recommend" in checkout("dvc", "params", "diff")
