@@ -1,9 +1,9 @@
 """Is a prompt on a frozen backbone as good as training for the new task? Five ways, three seeds, one table.
 
-    python benchmarks/quality.py --data FOLDER [--only census_income_kdd ...] [--seeds 3] [--out benchmarks/results/quality.md]
+    python benchmarks/quality.py --data FOLDER [--only census_income_kdd ...] [--seeds 3] [--out FILE.md]
 
 FOLDER holds `multitask/census_income_kdd` and `recsys/retailrocket`; `sample` needs nothing. Every model reads the same
-encoded rows and has the same embedding, expert and tower widths, optimizer and budget; test is looked at once, at the end.
+encoded rows and has the same embedding, expert and tower widths, optimizer and budget; test is looked at once.
 """
 
 import argparse
@@ -45,7 +45,10 @@ def prepare(name: str, chosen: dict, data: Path, folder: Path) -> dict:
     """Raw files to encoded rows and labels, by the pipeline's own commands."""
     dataset = dict(chosen["dataset"])
     dataset["source"] = dataset["source"] if name == "sample" else str(data / dataset["source"])
-    params = {"datasets": {name: dataset}, "recommend": {"data": name, "features": {}, "negatives": chosen["negatives"]}}
+    params = {
+        "datasets": {name: dataset},
+        "recommend": {"data": name, "features": {}, "negatives": chosen["negatives"]},
+    }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     address = f"{folder}/params.yaml"
     for words in (
@@ -53,7 +56,9 @@ def prepare(name: str, chosen: dict, data: Path, folder: Path) -> dict:
         ["ingest", f"{address}:datasets.{name}", f"{folder}/raw", f"{folder}/ingest"],
         ["features", f"{address}:recommend", f"{folder}/ingest", f"{folder}/features"],
     ):
-        subprocess.run([sys.executable, "-m", f"tasks.{words[0]}", *words[1:]], check=True, cwd=Path(__file__).parents[1])
+        subprocess.run(
+            [sys.executable, "-m", f"tasks.{words[0]}", *words[1:]], check=True, cwd=Path(__file__).parents[1]
+        )
     manifest = read_json(folder / "features/manifest.json")
     tasks = read_tasks(chosen["base"] | chosen["new"], folder / "ingest", manifest)
     splits = ("train", "val", "test")
@@ -127,31 +132,43 @@ def compare(chosen: dict, prepared: dict, folder: Path, seed: int) -> dict:
 def spread(values: list[float]) -> str:
     """mean ± half of the 95 % interval of the mean over seeds (Student's t)."""
     t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(values))
-    return f"{statistics.mean(values):.4f}" + (f" ± {t * statistics.stdev(values) / len(values) ** 0.5:.4f}" if t else "")
+    return f"{statistics.mean(values):.4f}" + (
+        f" ± {t * statistics.stdev(values) / len(values) ** 0.5:.4f}" if t else ""
+    )
 
 
 def table(name: str, prepared: dict, seeds: list[dict]) -> str:
     new, old = prepared["names"][-1], prepared["names"][:-1]
-    counts = {split: len(value) for split, value in prepared["labels"].items()}
-    scratch = [seed["from scratch, new task alone"]["auc"] for seed in seeds]
+    counts = ", ".join(f"{split} {len(value):,}" for split, value in prepared["labels"].items())
+    first = next(iter(WAYS))
+    mean = lambda way, key: statistics.mean(seed[way][key] for seed in seeds)
     lines = [
         f"### {name}: new task `{new}` on {', '.join(f'`{task}`' for task in old)}",
-        f"{counts['train']:,} / {counts['val']:,} / {counts['test']:,} rows, {len(seeds)} seeds.",
+        f"Rows: {counts}; {len(seeds)} seeds, mean and 95 % interval of the mean.",
         "",
-        f"| way | AUC {new} | against scratch | trained parameters | seconds / scratch | {' | '.join('AUC ' + task for task in old)} |",
+        f"| way | AUC {new} | against scratch | trained parameters | seconds / scratch | "
+        + " | ".join(f"AUC {task}" for task in old) + " |",
         "|---|---|---|---|---|" + "---|" * len(old),
-    ]
+    ]  # fmt: skip
     for way in WAYS:
         runs = [seed[way] for seed in seeds]
-        gap = statistics.mean(run["auc"] - s for run, s in zip(runs, scratch, strict=True))
-        share = statistics.mean(run["seconds"] / seed["from scratch, new task alone"]["seconds"] for run, seed in zip(runs, seeds, strict=True))
         olds = [spread([run["old"][task] for run in runs]) if task in runs[0]["old"] else "-" for task in old]
-        lines.append(f"| {way} | {spread([run['auc'] for run in runs])} | {gap:+.4f} | {runs[0]['parameters']:,} | {share:.2f} | {' | '.join(olds)} |")
-    prompt, mmoe = (statistics.mean(seed[way]["auc"] for seed in seeds) for way in ("prompt on frozen MPT-Rec", "frozen MMoE, new gate + tower"))
-    verdicts = [
-        f"prompt - frozen MMoE head: {prompt - mmoe:+.4f} ({'pass' if prompt >= mmoe else 'FAIL'}: at least 0)",
-        f"prompt - from scratch: {prompt - statistics.mean(scratch):+.4f} ({'pass' if prompt >= statistics.mean(scratch) - 0.010 else 'FAIL'}: at least -.010)",
-    ]
+        cells = [
+            way,
+            spread([run["auc"] for run in runs]),
+            f"{mean(way, 'auc') - mean(first, 'auc'):+.4f}",
+            f"{runs[0]['parameters']:,}",
+            f"{mean(way, 'seconds') / mean(first, 'seconds'):.2f}",
+            *olds,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    prompt = mean("prompt on frozen MPT-Rec", "auc")
+    bars = {
+        "frozen MMoE head": (prompt - mean("frozen MMoE, new gate + tower", "auc"), 0.0),
+        "from scratch": (prompt - mean(first, "auc"), -0.010),
+    }
+    verdicts = [f"prompt - {other}: {gap:+.4f} ({'pass' if gap >= least else 'FAIL'}, at least {least})"
+                for other, (gap, least) in bars.items()]  # fmt: skip
     return "\n".join([*lines, "", "; ".join(verdicts), ""])
 
 

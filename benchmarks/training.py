@@ -27,7 +27,7 @@ ROWS, DENSE, TASKS = 2048, 63, 2
 EMBEDDING, EXPERTS, WIDTHS, TOWERS, DROPOUT = 128, 8, [512, 256], [128, 64], 0.2
 # PLE as in MTReclib's `expert_num = 8`: 4 experts of each task and 4 shared, so a task mixes 8.
 OWN = SHARED = EXPERTS // 2
-BATCHES, LOADED_ROWS = 4, 200_000
+BATCHES, LOADED_ROWS = 2, 200_000
 
 # 16 fields each: (rows of the table, exponent of the ids' Zipf law).
 MIXES = {
@@ -299,9 +299,8 @@ def on_cpu(options) -> None:
                 rows.append([mix, model, dtype, *rivals, *half, f"{median(our):.2f}"])
                 shares.append(f"{model}, {mix}, {dtype}: {100 * load / median(our):.2f} %")
                 if mix == "log":
-                    plain = measured(model, mix, getattr(torch, dtype), {}, max(2, options.repeats // 2))
-                    ours_fused = [median(our)] * len(plain["Rootstock"])
-                    stock.append([model, dtype, *(ratio(plain[name], ours_fused) for name in list(LIBRARIES)[1:])])
+                    plain = measured(model, mix, getattr(torch, dtype), {}, options.repeats, list(LIBRARIES)[1:])
+                    stock.append([model, dtype, *(ratio(theirs, our) for theirs in plain.values())])
     text = report(rows, stock, shares, difference, options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text)
@@ -378,11 +377,11 @@ def report(rows, stock, shares, difference, options) -> str:
     e, (h, g), (t, u) = EXPERTS, WIDTHS, TOWERS
     return f"""# Multi-task training: rows per CPU second
 
-Ratios of rows per CPU second (user and system, one thread), ours over theirs: the median of {options.repeats} repeats, and the
-extremes. All in one process, the libraries in turn within each repeat, {BATCHES} batches of {ROWS:,} rows each time.
+Ratios of rows per CPU second (user and system, one thread), ours over theirs: median of {options.repeats} repeats, and
+the extremes. All in one process, the libraries in turn within each repeat, {BATCHES} batches of {ROWS:,} rows each.
 16 categorical and {DENSE} numerical fields, embedding {EMBEDDING}, experts {h}-{g}, towers {t}-{u}, batch norm, ReLU,
-dropout {DROPOUT}, {TASKS} tasks; MMoE with {e} experts, PLE with {OWN} for each task and {SHARED} shared. Torch's fused Adam for
-everybody; bfloat16 is autocast for everybody. On {processor()}.
+dropout {DROPOUT}, {TASKS} tasks; MMoE with {e} experts, PLE with {OWN} for each task and {SHARED} shared. Torch's
+fused Adam for everybody; bfloat16 is autocast for everybody. On {processor()}.
 
     python benchmarks/training.py CACHE
 

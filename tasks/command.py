@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from urllib.error import URLError
 
 from tasks.journal import record
 
@@ -26,12 +27,16 @@ def run(main: Callable[..., object]) -> None:
     """Call `main` with the command line's words; an error that a user can mend ends as `error: ...`, exit 1.
 
     ValueError (all our own refusals), LookupError and OSError (files, disk, network) are such errors; anything else is
-    a fault of ours and keeps its traceback, as do all of them when ROOTSTOCK_TRACEBACK=1.
+    a fault of ours and keeps its traceback, as do all of them when ROOTSTOCK_TRACEBACK=1. A network that gives no
+    answer exits 75: trying again later may help, and the flows do.
     """
     quiet()
     record()
     try:
         main(*sys.argv[1:])
+    except (ConnectionError, TimeoutError, URLError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(os.EX_TEMPFAIL)
     except (ValueError, LookupError, OSError) as error:
         if os.environ.get("ROOTSTOCK_TRACEBACK") == "1":
             raise

@@ -49,9 +49,12 @@ def deploy() -> str:
         FOLDER.mkdir(exist_ok=True)
         environment, address = _environment(), f"http://{HOST}:{_port()}"
         if _alive("server"):
+            if (there := (FOLDER / "port").read_text()) != str(_port()):
+                raise DeployFailed(f"the server is already up, on port {there}; to move it: make undeploy, then deploy")
             print("server: already up")
         else:
             _refuse_taken_port()
+            write_text(FOLDER / "port", str(_port()))
             _start("server", ["server", "start", "--host", HOST, "--port", str(_port())], environment)
         _await_health(f"{address}/api")
         _prefect(environment, "work-pool", "create", POOL, "--type", "process", "--overwrite")

@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
-from models.metrics import auc, calibration, logloss
 from torch import nn
 
+from models.metrics import auc, calibration, logloss
 from tasks.batches import in_order
 
 __all__ = ["metrics", "predict"]

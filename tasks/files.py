@@ -83,15 +83,16 @@ def read_json(path: str | Path):
 
 def digest(path: str | Path) -> str:
     """SHA-256 of a file, or of a folder's relative names and contents; names that start with a dot do not count."""
-    path, total = Path(path), hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
+    path = Path(path)
+    if path.is_file():
+        with open(path, "rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
     if not files:
         raise FileNotFoundError(f"{path} has no files to hash; run the stage that writes it first")
+    total = hashlib.sha256()
     for file in files:
-        if file != path:
-            total.update(file.relative_to(path).as_posix().encode() + b"\0")
-        with open(file, "rb") as content:
-            total.update(hashlib.file_digest(content, "sha256").digest())
+        total.update(file.relative_to(path).as_posix().encode() + b"\0" + bytes.fromhex(digest(file)))
     return total.hexdigest()
 
 

@@ -139,8 +139,8 @@ def _gather(
     pictures = attempt("pictures", lambda: _pictures(shown), {}) if scores is not None else {}
     if champion and scores is not None:
         compare = lambda: _against(champion, content, rules, rows, labels, scores, tasks, raw)
-        evidence["champion"] = attempt("the champion scores the same rows", compare,
-                                       {"same": False, "version": champion.number, "intervals": {}, "tasks": tasks})  # fmt: skip
+        unknown = {"same": False, "version": champion.number, "intervals": {}, "tasks": tasks}
+        evidence["champion"] = attempt("the champion scores the same rows", compare, unknown)
         if evidence["champion"]["intervals"]:
             wanted = rules["improvement"]
             pictures["difference.png"] = plots.difference(
@@ -208,7 +208,9 @@ def _served_as_trained(model, raw: pl.DataFrame, features: Path, chosen: np.ndar
 def _as_reported(evidence: dict) -> dict[str, tuple[bool, str]]:
     """The test metrics that training wrote are those of the served model on the same rows."""
     # Not the AUC: where predictions almost tie, it jumps with the last digit.
-    off = max(abs(evidence["tasks"][task]["logloss"] - found["logloss"]) for task, found in evidence["reported"].items())
+    off = max(
+        abs(evidence["tasks"][task]["logloss"] - found["logloss"]) for task, found in evidence["reported"].items()
+    )
     return {"metrics are as training reported them": (off <= ALIKE, f"logloss differs by at most {off:.2g}")}
 
 
@@ -353,8 +355,10 @@ def main(address: str, name: str, ingest: str, features: str, backbone: str, out
     folder = Path(head) if head else None
     verdict = gate(read(address), name, Path(ingest), Path(features), Path(backbone), Path(out), folder)
     failed = [check for check in verdict["checks"] if check["passed"] is False]
-    print(f"gate of {name}: {'open' if verdict['passed'] else 'CLOSED'}, {len(verdict['checks'])} checks on {verdict['rows']} rows; "
-          f"{out}/verdict.html" + "".join(f"\n  {check['name']}: {check['reason']}" for check in failed))  # fmt: skip
+    state = "open" if verdict["passed"] else "CLOSED"
+    print(f"gate of {name}: {state}, {len(verdict['checks'])} checks on {verdict['rows']} rows; see {out}/verdict.html")
+    for check in failed:
+        print(f"  {check['name']}: {check['reason']}")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ BUCKET_BYTES = 160_000_000  # of a bucket in memory; sorting and writing it take
 BUCKETS = 128  # files that Polars keeps open at once
 SPILL_ROWS = 16_384  # per row group of a spilled bucket: all buckets' open groups are in memory together
 GROUP_ROWS = 262_144  # fixed, or the same rows would not give the same bytes
+BATCH_ROWS = 1_000_000  # counted at once
 RANGE_IDS = 4_000_000  # ids merged at once
 REAL_DAY = 0.1  # of the median day's rows. MerRec's last day, cut off by its time zone, has 0.002 % (ours)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -145,20 +146,36 @@ def _check_columns(schema: pl.Schema) -> None:
 
 
 def _survey(events: pl.LazyFrame) -> Survey:
-    time, rows = pl.col("stime").to_physical(), pl.len().cast(pl.Int64)
-    users, minutes, nulls = pl.collect_all(
-        [
-            events.group_by("user_id").agg(rows, time.min().alias("first")),
-            events.group_by((time // MINUTE).alias("minute")).agg(rows),
-            events.select(pl.col(*REQUIRED).null_count()),
-        ],
-        engine="streaming",
-    )
-    if not users.height:
+    """Count in batches: a streaming group-by keeps every partial group of a log in time order until the end."""
+    time = pl.col("stime").to_physical()
+    users, minutes, nulls = _Counts("user_id"), _Counts("minute"), Counter()
+    batches = events.select(REQUIRED).collect_batches(chunk_size=BATCH_ROWS, maintain_order=False, engine="streaming")
+    for batch in batches:
+        users.add(batch.select("user_id", first=time))
+        minutes.add(batch.select(minute=time // MINUTE, first=time))
+        nulls.update(batch.null_count().row(0, named=True))
+    if not any(part.height for part in users.parts):
         raise ValueError("the raw files hold no events; fetch them again")
-    if faults := [f"{name} ({count} rows)" for name, count in nulls.row(0, named=True).items() if count]:
+    if faults := [f"{name} ({count} rows)" for name, count in nulls.items() if count]:
         raise ValueError(f"required columns with nulls: {', '.join(faults)}; mend the source, or drop them in read()")
-    return Survey(users.sort("user_id"), minutes.sort("minute"))
+    return Survey(users.total(), minutes.total())
+
+
+class _Counts:
+    """Rows and first time by key, in memory that follows the number of keys."""
+
+    def __init__(self, key: str):
+        self.key, self.parts = key, []
+
+    def add(self, batch: pl.DataFrame) -> None:
+        self.parts.append(batch.group_by(self.key).agg(pl.len().cast(pl.Int64), pl.col("first").min()))
+        if sum(part.height for part in self.parts[1:]) > max(BATCH_ROWS, self.parts[0].height):
+            self.parts = [self.total()]
+
+    def total(self) -> pl.DataFrame:
+        """All keys in ascending order."""
+        sums = pl.concat(self.parts).group_by(self.key).agg(pl.col("len").sum(), pl.col("first").min())
+        return sums.sort(self.key)
 
 
 # Split by time

@@ -42,8 +42,8 @@ def rules_for(gates: Mapping, name: str) -> dict:
     known = (*PER_TASK, *OF_MODEL, *OF_HEAD)
     bounds = {f"{side}.{metric}": (metric.rpartition(".")[2], bound, known)
               for side in ("floors", "ceilings") for metric, bound in (rules.get(side) or {}).items()}  # fmt: skip
-    bounds |= {f"slices.{column}.{metric}": (metric, bound, PER_TASK)
-               for column, limits in (rules.get("slices") or {}).items() for metric, bound in limits.items()}  # fmt: skip
+    for column, limits in (rules.get("slices") or {}).items():
+        bounds |= {f"slices.{column}.{metric}": (metric, bound, PER_TASK) for metric, bound in limits.items()}
     for place, (metric, bound, allowed) in bounds.items():
         if metric not in allowed:
             faults.append(f"{place}: there is no metric {metric!r}; there are {', '.join(allowed)}")
@@ -120,7 +120,9 @@ def _slices(rules: Mapping, slices: list[Mapping]) -> list[Check]:
         few = min(part["positives"], part["rows"] - part["positives"])
         for metric, bound in sorted(rules["slices"][part["column"]].items()):
             if few < least:
-                reason = f"too few: {part['positives']} of {part['rows']} rows are positive, {least} of each class are needed"
+                reason = (
+                    f"too few: {part['positives']} of {part['rows']} rows are positive, {least} of each class needed"
+                )
                 checks.append(Check(f"{name}, {metric}", None, None, bound, reason))
             else:
                 side = "ceilings" if metric in LOWER_IS_BETTER else "floors"

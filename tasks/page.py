@@ -4,16 +4,18 @@ from base64 import b64encode
 from collections.abc import Mapping
 from html import escape
 
-__all__ = ["page"]
+__all__ = ["STYLE", "number", "page", "table"]
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --good: #007a55; --bad: #c2410c; --dim: #808080 }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem; margin-bottom: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
 .open, .good { color: var(--good) } .closed, .bad { color: var(--bad) } .dim { color: var(--dim) }
-table { border-collapse: collapse; width: 100% } td, th { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
+table { border-collapse: collapse; width: 100% }
+td, th { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-figure { display: inline-block; margin: .5rem 1rem .5rem 0; vertical-align: top } figure img { max-width: 26rem; background: white }
+figure { display: inline-block; margin: .5rem 1rem .5rem 0; vertical-align: top }
+figure img { display: block; max-width: 26rem; background: white }
 code { font-size: .85em }
 """
 MARK = {True: ("good", "passed"), False: ("bad", "FAILED"), None: ("dim", "not judged")}
@@ -38,13 +40,12 @@ def page(verdict: Mapping, pictures: Mapping[str, bytes]) -> str:
         f"<p>{len(verdict['checks'])} checks, {failed} failed, on {verdict['rows']} test rows. Champion: {against}. "
         f"Candidate <code>{verdict['candidate'][:16]}</code>.</p>",
         _figures(pictures),
-        "<h2>Checks</h2>" + _table(["", "check", "value", "bound", "why"], [_check(check) for check in order]),
+        "<h2>Checks</h2>" + table(["", "check", "value", "bound", "why"], [_check(check) for check in order]),
         "<h2>Metrics</h2>" + _metrics(verdict["metrics"]),
     ]
-    if measured := {name: value for name, value in verdict["model_metrics"].items()}:
-        parts.append(
-            "<p>" + ", ".join(f"{escape(name)} {_number(value)}" for name, value in sorted(measured.items())) + "</p>"
-        )
+    if measured := verdict["model_metrics"]:
+        named = (f"{escape(name)} {number(value)}" for name, value in sorted(measured.items()))
+        parts.append(f"<p>{', '.join(named)}</p>")
     if slices := [part for part in verdict["slices"] if not part.get("absent")]:
         parts.append("<h2>Slices</h2>" + _slices(slices))
     return "\n".join(parts) + "\n"
@@ -60,31 +61,33 @@ def _figures(pictures: Mapping[str, bytes]) -> str:
 
 def _check(check: Mapping) -> list[str]:
     colour, word = MARK[check["passed"]]
-    return [f"<span class={colour}>{word}</span>", escape(check["name"]), _number(check["value"]), _number(check["bound"]),
-            escape(check["reason"])]  # fmt: skip
+    numbers = [number(check["value"]), number(check["bound"])]
+    return [f"<span class={colour}>{word}</span>", escape(check["name"]), *numbers, escape(check["reason"])]
 
 
 def _metrics(tasks: Mapping[str, Mapping]) -> str:
     names = list(dict.fromkeys(name for found in tasks.values() for name in found))
-    rows = [[escape(task), *(_number(found.get(name)) for name in names)] for task, found in tasks.items()]
-    return _table(["task", *names], rows)
+    rows = [[escape(task), *(number(found.get(name)) for name in names)] for task, found in tasks.items()]
+    return table(["task", *names], rows)
 
 
 def _slices(slices: list[Mapping]) -> str:
     rows = [[escape(part["task"]), escape(part["column"]), escape(part["value"]),
-             *(_number(part.get(name)) for name in ("rows", "positives", "auc", "calibration", "logloss"))]
+             *(number(part.get(name)) for name in ("rows", "positives", "auc", "calibration", "logloss"))]
             for part in slices]  # fmt: skip
-    return _table(["task", "slice", "value", "rows", "positives", "auc", "calibration", "logloss"], rows)
+    return table(["task", "slice", "value", "rows", "positives", "auc", "calibration", "logloss"], rows)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """An HTML table of cells that are HTML already; columns of numbers stand to the right."""
     numeric = [all(row[i] in ("", "-") or row[i][:1] in "-0123456789" for row in rows) for i in range(len(head))]
     cell = lambda tag, text, number: f"<{tag}{' class=n' if number else ''}>{text}</{tag}>"
     line = lambda tag, cells: "<tr>" + "".join(cell(tag, *both) for both in zip(cells, numeric, strict=True)) + "</tr>"
     return "<table>" + line("th", head) + "".join(line("td", row) for row in rows) + "</table>"
 
 
-def _number(value: object) -> str:
+def number(value: object) -> str:
+    """Four digits of a number, all of a count, - for what is none."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.4g}"

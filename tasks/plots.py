@@ -19,7 +19,8 @@ def roc(lines: Mapping[str, tuple[ArrayLike, ArrayLike, float]]) -> bytes:
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)))
     for colour, (name, (false, true, auc)) in zip(_colours(len(lines)), lines.items(), strict=True):
         axes.plot(false, true, color=colour, linewidth=1.8, label=f"{name}  {auc:.3f}")
-    axes.legend(title="AUC", loc="lower right", frameon=False, alignment="left")
+    if lines:
+        axes.legend(title="AUC", loc="lower right", frameon=False, alignment="left")
     return _png(figure)
 
 

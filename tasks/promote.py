@@ -1,7 +1,8 @@
 """A verdict -> the registry: an open gate makes a version and, once it answers from there, the champion.
 
-Everything can be repeated: a version is known by the SHA-256 of its content, so the same bytes never make a second one, wherever the process died before. A closed gate leaves a run with its evidence, no version, and the champion as it
-was. A head is promoted only on a backbone that is registered, so that its parent can be named.
+Everything can be repeated: a version is known by the SHA-256 of its content, so the same bytes never make a second,
+wherever the process died before. A closed gate leaves a run with its evidence, no version, and the old champion. A
+head is promoted only on a backbone that is registered, so that its parent can be named.
 """
 
 import subprocess
@@ -50,8 +51,8 @@ def promote(name: str, judged: Path, features: Path, backbone: Path, receipt: Pa
         packed.mkdir()
         content = bundle.pack(backbone, head, packed)
         if content != verdict["candidate"]:
-            raise StaleVerdict(f"{judged}/verdict.json judged {verdict['candidate'][:12]}, the artefacts are now {content[:12]}; "
-                               f"run the gate of {name} again")  # fmt: skip
+            raise StaleVerdict(f"{judged}/verdict.json judged {verdict['candidate'][:12]}, the artefacts are now "
+                               f"{content[:12]}; run the gate of {name} again")  # fmt: skip
         champion = track.by_alias(model, "champion")
         parent = track.find("recommend-backbone", "weights_sha256", about["sha256"]) if head else None
         reasons = [f"{check['name']}: {check['reason']}" for check in verdict["checks"] if check["passed"] is False]
@@ -92,8 +93,8 @@ def replay(version: track.Version, budget_ms: float | None = None) -> dict:
     if not off <= ALIKE:  # also when it is NaN
         raise ReplayFailed(f"{version.uri} answers its own example differently by {off:.2g}; the champion is as it was")
     if budget_ms is not None and times["row_ms"] > budget_ms:
-        raise ReplayFailed(f"{version.uri} takes {times['row_ms']:.1f} ms a row from the registry, the gate allows {budget_ms:g} ms; "
-                           f"the champion is as it was")  # fmt: skip
+        raise ReplayFailed(f"{version.uri} takes {times['row_ms']:.1f} ms a row from the registry, the gate allows "
+                           f"{budget_ms:g} ms; the champion is as it was")  # fmt: skip
     return times
 
 
@@ -101,8 +102,9 @@ def _refuse_stale(verdict: Mapping, judged: Path, champion, content: str) -> Non
     now = champion and champion.tags.get("content_sha256")
     then = verdict["champion"] and verdict["champion"]["content"]
     if now not in (None, content, then):
-        raise StaleVerdict(f"{judged}/verdict.json compares with {'version ' + str(verdict['champion']['version']) if then else 'no champion'}, "
-                           f"but {champion.uri} is the champion now; run the gate of {verdict['name']} again")  # fmt: skip
+        other = f"version {verdict['champion']['version']}" if then else "no champion"
+        raise StaleVerdict(f"{judged}/verdict.json compares with {other}, but {champion.uri} is the champion now; run "
+                           f"the gate of {verdict['name']} again")  # fmt: skip
 
 
 def _record(name, content, verdict, judged, about, backbone, head, parent, champion) -> dict:
@@ -150,11 +152,17 @@ def _record(name, content, verdict, judged, about, backbone, head, parent, champ
     return {
         "params": params,
         "metrics": metrics,
-        "curve": curve,
+        "curve": curve + _system(folder),
         "files": files,
         "tags": tags,
         "data": ("features", about["data"]),
     }
+
+
+def _system(folder: Path) -> list[dict]:
+    """What training took of the machine, at the steps of its curve, under the names that MLflow's pages group."""
+    rows = pl.read_csv(folder / "system.csv").to_dicts() if (folder / "system.csv").is_file() else []
+    return [{key if key == "step" else f"system/{key}": value for key, value in row.items()} for row in rows]
 
 
 def _reject(model: str, record: dict) -> str:
@@ -186,10 +194,13 @@ def _crown(version: track.Version, champion, verdict: Mapping) -> dict:
     """Challenger, replay, champion; every step may be repeated."""
     done = {"version": version.number, "uri": version.uri, "run": version.run}
     if champion and champion.number == version.number:
-        return done | {"status": "promoted", "champion": version.number}
+        return done | {"status": "promoted", "champion": version.number, "previous": _number(version)}
     if version.tags.get("rolled_back") == "true":
-        reason = f"version {version.number} was rolled back; `python -m tasks.rollback {version.name} {version.number}` puts it back"
-        return done | {"status": "rolled back", "reasons": [reason]}
+        again = f"python -m tasks.rollback {version.name} {version.number}"
+        return done | {
+            "status": "rolled back",
+            "reasons": [f"a person took it back; `{again}` makes it the champion again"],
+        }
     track.set_alias(version, "challenger")
     times = replay(version, (verdict["rules"].get("ceilings") or {}).get("latency_ms"))
     # The predecessor is written down before the alias moves: a death in between loses nothing.
@@ -201,6 +212,11 @@ def _crown(version: track.Version, champion, verdict: Mapping) -> dict:
     )
     track.set_alias(version, "champion")
     return done | {"status": "promoted", "champion": version.number, "previous": champion and champion.number}
+
+
+def _number(version: track.Version) -> int | None:
+    before = version.tags.get("previous_champion")
+    return int(before) if before else None
 
 
 def git_state() -> tuple[str, bool]:

@@ -1,6 +1,6 @@
 """Make a registered version again from what its tags and attached files name, and compare the bytes.
 
-The checkout of its git revision, with the dvc.lock and params.yaml attached to it put back, shares this repository's DVC
+A checkout of its git revision, with the dvc.lock and params.yaml that are attached to it, shares this repository's DVC
 cache: what the cache still has is not computed again, what it has lost is.
 """
 
@@ -61,9 +61,11 @@ def _made(version, stage: str, tree: Path, folder: Path, again: bool) -> str:
     if again and not shown.returncode:
         shown = subprocess.run(_words("repro", "-f", "-s", stage), cwd=tree, env=_environment(), check=False)
     if shown.returncode:
-        raise CannotRebuild(f"`dvc repro {stage}` failed at revision {version.tags['git_revision'][:12]}; its messages are above")
-    packed = subprocess.run([sys.executable, "-m", "tasks.bundle", *version.tags["paths"].split()], cwd=tree, env=_environment(), text=True,
-                            capture_output=True, check=False)  # fmt: skip
+        raise CannotRebuild(
+            f"`dvc repro {stage}` failed at revision {version.tags['git_revision'][:12]}; its messages are above"
+        )
+    words = [sys.executable, "-m", "tasks.bundle", *version.tags["paths"].split()]
+    packed = subprocess.run(words, cwd=tree, env=_environment(), text=True, capture_output=True, check=False)
     return _must(packed, "cannot pack the rebuilt artefacts").stdout.split()[-1]
 
 
@@ -98,8 +100,8 @@ def main(uri: str, again: str | None = None) -> None:
         raise ValueError(f"the second word can only be `again`, got {again!r}")
     registered, made = rebuild(uri, again == "again")
     if registered != made:
-        raise CannotRebuild(f"{uri} was {registered[:16]}, rebuilt it is {made[:16]}: another machine, library or source rounds "
-                            f"otherwise; the registered version is untouched")  # fmt: skip
+        raise CannotRebuild(f"{uri} was {registered[:16]}, rebuilt it is {made[:16]}: another machine, library or "
+                            f"source gives other bytes; the registered version is untouched")  # fmt: skip
     print(f"{uri}: rebuilt, byte for byte the registered content {registered[:16]}")
 
 

@@ -52,7 +52,7 @@ def _ask_file(file: Path) -> str | None:
         return None
     connection = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=SECONDS)
     try:
-        query = "select t.value from experiment_tags t join experiments e using (experiment_id) where t.key = ? and e.name = ?"
+        query = "select value from experiment_tags join experiments using (experiment_id) where key = ? and name = ?"
         found = connection.execute(query, (IDENTITY, NAME)).fetchone()
     except sqlite3.OperationalError as error:
         if "no such table" in str(error):  # an empty file: the creation was killed

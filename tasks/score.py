@@ -1,7 +1,7 @@
 """Score raw rows with a registered version, checked against the registry's hash before any of its code runs.
 
     python -m tasks.score models:/recommend-offer_make@champion rows.parquet out.parquet
-    python score.py models:/recommend-offer_make/3 rows.parquet out.parquet times.json      # anywhere: this file is enough
+    python score.py models:/recommend-offer_make/3 rows.parquet out.parquet      # anywhere: this file is enough
 
 It imports nothing of the repository, only mlflow and polars; the model brings its own code.
 """
@@ -45,6 +45,9 @@ def score(uri: str, rows: str | Path, out: str | Path) -> dict:
         os.environ.setdefault(name, "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
+    address = os.environ["MLFLOW_TRACKING_URI"]
+    if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).is_file():
+        raise ValueError(f"there is no registry at {address}; run where it is, or set MLFLOW_TRACKING_URI")
     import mlflow
     import polars as pl
     from mlflow.exceptions import MlflowException
@@ -55,16 +58,19 @@ def score(uri: str, rows: str | Path, out: str | Path) -> dict:
         with (
             TemporaryDirectory() as copy
         ):  # what is checked is what is loaded, also when somebody writes there meanwhile
-            address = f"models:/{version.name}/{version.version}"
-            folder = Path(mlflow.artifacts.download_artifacts(address, dst_path=copy))
+            place = f"models:/{version.name}/{version.version}"
+            folder = Path(mlflow.artifacts.download_artifacts(place, dst_path=copy))
             check(folder, version.tags.get("content_sha256"), uri)
             model = mlflow.pyfunc.load_model(str(folder))
     except MlflowException as error:
-        raise ValueError(f"{uri} cannot be loaded from {mlflow.get_tracking_uri()}: {error}") from None
+        raise ValueError(f"{uri} cannot be loaded from {address}: {error}") from None
     loaded = time.perf_counter() - started
 
     names = [column.name for column in model.metadata.signature.inputs]
-    there = pl.scan_parquet(rows).collect_schema()
+    try:
+        there = pl.scan_parquet(rows).collect_schema()
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{rows} is not a Parquet file: {error}") from None
     if missing := [name for name in names if name not in there]:
         raise ValueError(f"{rows} lacks {len(missing)} columns that {uri} reads: {', '.join(missing)}")
     frame = pl.read_parquet(rows, columns=names).with_columns(_widened(there, names, pl)).to_pandas()
@@ -156,8 +162,9 @@ def main(uri: str, rows: str, out: str, times: str | None = None) -> None:
         sys.exit(f"error: {error}")
     if times:
         Path(times).write_text(json.dumps(done))
-    print(f"{uri}: {done['rows']} rows scored by version {done['version']} into {out}; loaded in {done['load_seconds']:.1f} s, "
-          f"one row takes {done['row_ms'] or 0:.1f} ms, {done['rows_per_second']:.0f} rows/s")  # fmt: skip
+    speed = f"one row takes {done['row_ms'] or 0:.1f} ms, {done['rows_per_second']:.0f} rows/s"
+    loaded = f"loaded in {done['load_seconds']:.1f} s"
+    print(f"{uri}: {done['rows']} rows scored by version {done['version']} into {out}; {loaded}, {speed}")
 
 
 if __name__ == "__main__":

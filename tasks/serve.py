@@ -90,7 +90,9 @@ class Recommender(mlflow.pyfunc.PythonModel):
         for name, dtype in self.columns.items():
             before = given[name]
             number = before.dtype.is_numeric() or before.dtype == pl.Boolean
-            fits = before.dtype in (dtype, pl.Null) or (number and dtype.is_numeric())
+            if before.null_count() == len(before):  # pandas has no type for a column without values, or calls it float
+                before = pl.Series(name, [None] * len(before), dtype)
+            fits = before.dtype == dtype or (number and dtype.is_numeric())
             after = before.cast(dtype, strict=False) if fits else before
             if (
                 not fits

@@ -23,8 +23,9 @@ from tasks.command import quiet
 from tasks.files import locked
 
 __all__ = [
-    "IDENTITY", "NAME", "RegistryError", "RegistryUnreachable", "Version", "by_alias", "by_number", "check_name", "download",
-    "find", "find_run", "flat", "identity", "log_run", "register", "resolve", "run_data", "set_alias", "set_tags", "shown", "uri",
+    "IDENTITY", "NAME", "RegistryError", "RegistryUnreachable", "Version", "by_alias", "by_number", "check_name",
+    "download", "find", "find_run", "flat", "identity", "log_run", "register", "resolve", "run_data", "set_alias",
+    "set_tags", "shown", "uri",
 ]  # fmt: skip
 
 NAME = "rootstock"  # the experiment of every run
@@ -88,8 +89,8 @@ def _spoken(ask: Callable) -> Callable:
 
 def _unreachable(error: object) -> RegistryUnreachable:
     return RegistryUnreachable(
-        f"MLflow does not answer at {shown()} ({str(error).splitlines()[0][:200]}); nothing was registered and the champion "
-        f"is as it was. Start that server, or unset MLFLOW_TRACKING_URI to use mlruns/ here, then run `dvc repro` again"
+        f"MLflow does not answer at {shown()} ({str(error).splitlines()[0][:200]}); nothing was registered and the "
+        f"champion is as it was. Start it, or unset MLFLOW_TRACKING_URI to use mlruns/ here, then run `dvc repro` again"
     )
 
 
@@ -363,7 +364,9 @@ def resolve(uri: str) -> Version:
     """
     found = re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([a-z]+))", uri)
     if not found:
-        raise RegistryError(f"{uri!r} is no model; write models:/recommend-<task>@champion or models:/recommend-<task>/3")
+        raise RegistryError(
+            f"{uri!r} is no model; write models:/recommend-<task>@champion or models:/recommend-<task>/3"
+        )
     name, number, alias = found.groups()
     version = by_number(name, int(number)) if number else by_alias(name, alias)
     if version is None:

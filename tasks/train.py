@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import models
 from models import build
 from models.recommend._inputs import Inputs
 from tasks.batches import Batches, in_order, load_split
@@ -53,7 +54,8 @@ def train_backbone(settings: dict, ingest: Path, features: Path, out: Path, chec
                   **settings.get("settings") or {})  # fmt: skip
     # A run is known by what decides its result; a checkpoint of any other run is never picked up.
     known = write_text(
-        checkpoints / "run.txt", f"{settings}\n{digest(features)}\n{labels['train'].shape}\n{digest(Path('models'))}\n"
+        checkpoints / "run.txt",
+        f"{settings}\n{digest(features)}\n{labels['train'].shape}\n{digest(Path(models.__file__).parent)}\n",
     )
     names = [task.name for task in tasks]
     with slot() as device:
@@ -190,6 +192,7 @@ def _write(folder, model, settings, tasks, manifest, features, trained, training
     write_json(folder / "backbone.json", about)
     write_json(folder / "metrics.json", report)
     pl.DataFrame(trained.curve).write_csv(folder / "curve.csv")
+    pl.DataFrame(trained.system).write_csv(folder / "system.csv")
 
 
 def main(address: str, ingest: str, features: str, out: str, checkpoints: str) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
-from models.fit import fit
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from models.fit import fit
 from tasks.batches import Batches
 from tasks.checkpoint import latest, pack_optimizer, save_checkpoint, unpack_optimizer
 
@@ -71,6 +72,7 @@ class Trained:
     """What a run leaves besides the best weights, which are in the model."""
 
     curve: list[dict[str, float]] = field(default_factory=list)
+    system: list[dict[str, float]] = field(default_factory=list)  # seconds, memory and processor, at the curve's steps
     best_score: float = float("-inf")
     best_epoch: int = 0
     seconds: float = 0.0
@@ -144,6 +146,7 @@ def train(
             model.eval()
             metrics = validate()
             done.curve.append({"step": batches.batch, "epoch": epoch, "loss": losses.item() / steps} | metrics)
+            done.system.append({"step": batches.batch, "seconds": time.monotonic() - started} | _system(device))
             bar.set_postfix(loss=f"{losses.item() / steps:.4f}", score=f"{metrics['score']:.4f}")
             losses.zero_()
             if metrics["score"] > done.best_score:
@@ -161,6 +164,18 @@ def train(
     model.load_state_dict(best)
     model.eval()
     return done
+
+
+def _system(device: str) -> dict[str, float]:
+    used = os.times()
+    found = {
+        "memory_mb": psutil.Process().memory_info().rss / 2**20,
+        "cpu_seconds": used.user + used.system,
+        "host_cpu_percent": psutil.cpu_percent(),
+    }
+    if device.startswith("cuda"):
+        found |= {"gpu_memory_mb": torch.cuda.max_memory_allocated(device) / 2**20}
+    return found
 
 
 def _gave_up(done: Trained, epoch: int, settings: Training) -> bool:
@@ -182,7 +197,13 @@ def _state(model, optimizer, batches, best, memory, done: Trained, losses: Tenso
     tensors |= {"random": torch.get_rng_state(), "losses": losses}
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    plain = {"curve": done.curve, "best_score": done.best_score, "best_epoch": done.best_epoch, "seconds": done.seconds}
+    plain = {
+        "curve": done.curve,
+        "system": done.system,
+        "best_score": done.best_score,
+        "best_epoch": done.best_epoch,
+        "seconds": done.seconds,
+    }
     return tensors, {"optimizer": packed, "batches": batches.state_dict(), "done": plain}
 
 

@@ -107,6 +107,7 @@ def tune(settings: dict, name: str, ingest: Path, features: Path, backbone: Path
         write_json(folder / "metrics.json", report)
         write_json(folder / "proof.json", proof)
         pl.DataFrame(trained.curve).write_csv(folder / "curve.csv")
+        pl.DataFrame(trained.system).write_csv(folder / "system.csv")
         tuned.test.write_parquet(folder / "test.parquet")
     print(f"prompt@{name}: AUC {report['auc']:.4f} on {report['rows']} test rows; {trained.seconds:.1f} s of tuning, "
           f"{proof['trained_parameters']} parameters ({proof['trained_share']:.1%} of the backbone)")  # fmt: skip

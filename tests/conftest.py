@@ -6,6 +6,7 @@ from pathlib import Path
 for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("ROOTSTOCK_SLOTS", "64")  # slots are the host's: no test waits for a real training
 
 import pytest
 import torch

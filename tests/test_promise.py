@@ -1,6 +1,6 @@
 """The promise, end to end, with the real tools: DVC runs the graph, MLflow keeps the models, on a small sample.
 
-One checkout is built once and every test leaves it healthy for the next; each begins and ends with `dvc repro` succeeding.
+One checkout is built once, and every test leaves it healthy for the next: each ends with `dvc repro` succeeding.
 """
 
 import json
@@ -17,8 +17,20 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"rows": 16000, "epochs": 1, "head_epochs": 2}
+SMALL = {"rows": 24000, "epochs": 1, "head_epochs": 6}
 TASK = "{given: \"event_id = 'item_view'\", positive: \"event_id = 'offer_make'\", within: session}"
+
+
+OTHER_SHOP = """
+
+_good = fetch
+
+
+def fetch(out, source, rows, seed):
+    _good(out, source, rows, seed)
+    shard = min(out.glob("*.parquet"))
+    pl.read_parquet(shard).with_columns(event_id=pl.lit("item_click")).write_parquet(shard)
+"""
 
 
 class Checkout:
@@ -62,9 +74,9 @@ def smaller(params: dict) -> None:
     params["datasets"]["sample"]["rows"] = SMALL["rows"]
     recommend = params["recommend"]
     recommend["backbone"]["training"] |= {"epochs": SMALL["epochs"], "checkpoint_steps": 10}
-    recommend["head"]["training"]["epochs"] = SMALL["head_epochs"]
-    recommend["tasks"] = {"add_later": recommend["backbone"]["tasks"].pop("item_add_to_cart_tap")}
-    params["gates"]["default"] = {"floors": {"auc": 0.5}, "ceilings": {"latency_ms": 5000}, "least_positives": 5}
+    recommend["head"]["training"] |= {"epochs": SMALL["head_epochs"], "batch": 64}
+    recommend["tasks"] = {"add_later": recommend["backbone"]["tasks"].pop("item_like")}
+    params["gates"]["default"] = {"floors": {"auc": 0.3}, "ceilings": {"latency_ms": 5000}, "least_positives": 5}
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +154,7 @@ def test_bad_tasks_are_refused_before_any_training(checkout):
     refused(good | {"positive": "event_id = 'offer_maek'"}, "offer_make")
     refused(good | {"positive": "price > 3", "within": "row"}, "price")
     refused(good | {"given": "event_id = 'item_view' and price < 0"}, "no rows|0 rows|one class|positives")
-    refused(good, "item_like", name="item_like")
+    refused(good, "already tasks of the backbone", name="view")
     assert checkout.repro() == []
 
 
@@ -170,9 +182,7 @@ def test_refused_data_leave_the_last_good_version(checkout):
     code = checkout.folder / "tasks/datasets/sample.py"
     text = code.read_text()
     # A shop whose log grew a seventh event: the same rows, one event renamed on the way in.
-    code.write_text(text + "\n\n_good = fetch\n\n\ndef fetch(out, source, **settings):\n    _good(out, source, **settings)\n"
-                    "    shard = min(out.glob('*.parquet'))\n    table = pl.read_parquet(shard)\n"
-                    "    table.with_columns(event_id=pl.lit('item_click')).write_parquet(shard)\n")  # fmt: skip
+    code.write_text(text + OTHER_SHOP)
     checkout.repro(fails=True)
     assert "item_click" in checkout.said
     assert "Running stage 'backbone'" not in checkout.said
@@ -202,7 +212,7 @@ def test_a_pickle_in_an_artefact_folder_is_never_opened(checkout):
 
     bomb = checkout.folder / "artifacts/backbone/model.pkl"
     bomb.write_bytes(pickle.dumps(Bomb()))
-    checkout.params(lambda p: p["gates"]["default"]["floors"].update(auc=0.49))  # gates and promotions run again
+    checkout.params(lambda p: p["gates"]["default"]["floors"].update(auc=0.29))  # gates and promotions run again
     checkout("dvc", "repro", "gate_backbone", fails=True)
     assert not marker.exists()
     bomb.unlink()

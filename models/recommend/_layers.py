@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from models.recommend._inputs import Inputs
 
@@ -21,6 +22,7 @@ __all__ = [
     "Joint",
     "MultiTask",
     "ParallelLinear",
+    "Perceptrons",
     "TowerHead",
     "Towers",
     "bce_per_row",
@@ -30,6 +32,7 @@ __all__ = [
     "mix",
     "named",
     "per_layer",
+    "relu_dropout",
     "require_frozen",
     "reverse_gradient",
 ]
@@ -40,7 +43,7 @@ class Joint(nn.Module):
 
     Args:
         width: D of the vector e.
-        sizes: outputs of each layer; layer i owns the rows `rows(i)` of the common weight.
+        sizes: outputs of each layer.
         plain: outputs of one more layer, which has no bias; 0 for none.
     """
 
@@ -73,14 +76,35 @@ class ParallelLinear(nn.Module):
     def forward(self, x_BNI: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, x_BNI.transpose(0, 1), self.weight).transpose(0, 1)
 
+    def apart(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """The same for N inputs (B, I), one after another."""
+        return [torch.addmm(*layer) for layer in zip(self.bias.unbind(), parts, self.weight.unbind(), strict=True)]
 
-class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that also takes one row alone in training: it has no variance, so the running one is used."""
 
-    def forward(self, x_BH: Tensor) -> Tensor:
-        if self.training and len(x_BH) == 1:
-            return F.batch_norm(x_BH, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(x_BH)
+class Norm(nn.Module):
+    """Batch normalisation of N layers of H outputs: every feature by statistics of its own, so nothing mixes.
+
+    One row alone has no variance: in training it is normalised by the running statistics, which it leaves as they are.
+    """
+
+    def __init__(self, count: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(count, width))
+        self.bias = nn.Parameter(torch.zeros(count, width))
+        self.register_buffer("running_mean", torch.zeros(count, width))
+        self.register_buffer("running_var", torch.ones(count, width))
+
+    def forward(self, x_BNH: Tensor) -> Tensor:
+        state = (self.running_mean, self.running_var, self.weight, self.bias)
+        return self._norm(x_BNH.flatten(1), *(part.flatten() for part in state)).view(x_BNH.shape)
+
+    def apart(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """The same for N inputs (B, H), one after another."""
+        state = (self.running_mean, self.running_var, self.weight, self.bias)
+        return [self._norm(*part) for part in zip(parts, *(part.unbind() for part in state), strict=True)]
+
+    def _norm(self, x_BH: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.batch_norm(x_BH, mean, var, weight, bias, training=self.training and len(x_BH) > 1)
 
 
 class Block(nn.Module):
@@ -88,19 +112,40 @@ class Block(nn.Module):
 
     def __init__(self, count: int, width: int, dropout: float, norm: bool):
         super().__init__()
-        # One normalisation over all N x H features: each keeps statistics of its own, so nothing mixes.
-        self.norm = BatchNorm(count * width) if norm else None
+        self.norm = Norm(count, width) if norm else None
         self.dropout = dropout
 
     def forward(self, x_BNH: Tensor) -> Tensor:
-        if self.norm is not None:
-            x_BNH = self.norm(x_BNH.flatten(1)).view(x_BNH.shape)
-        x_BNH = F.relu(x_BNH)
-        return F.dropout(x_BNH, self.dropout, self.training) if self.dropout else x_BNH
+        return self._activate(x_BNH if self.norm is None else self.norm(x_BNH))
+
+    def apart(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """The same for N inputs (B, H), one after another."""
+        return [self._activate(part) for part in (parts if self.norm is None else self.norm.apart(parts))]
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return relu_dropout(x, self.dropout) if self.training and self.dropout else F.relu(x)
 
 
-class Experts(nn.Module):
-    """N perceptrons of equal widths, after their first linear layer: (B, N * widths[0]) -> (B, N, widths[-1]).
+class Perceptrons(nn.Module):
+    """N perceptrons side by side: `layers`, each of them for all N."""
+
+    layers: nn.Sequential
+
+    def run(self, parts: Sequence[Tensor]) -> Tensor:
+        """N inputs (B, I) -> (B, N, O).
+
+        A GPU takes all N at once. On a CPU one after another is faster: a layer of one still lies in the cache when its
+        norm and activation follow.
+        """
+        if parts[0].is_cuda or torch.compiler.is_compiling():
+            return self.layers(torch.stack(list(parts), 1))
+        for layer in self.layers:
+            parts = layer.apart(parts)
+        return torch.stack(list(parts), 1)
+
+
+class Experts(Perceptrons):
+    """N perceptrons of equal widths, after their first linear layer: N times (B, widths[0]) -> (B, N, widths[-1]).
 
     That first layer reads e and belongs to a `Joint`. Every layer, also the last, ends in a ReLU.
 
@@ -120,11 +165,11 @@ class Experts(nn.Module):
             layers += [ParallelLinear(count, width, out), Block(count, out, rate, norm)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, first_BO: Tensor) -> Tensor:
-        return self.layers(first_BO.unflatten(-1, (self.count, -1)))
+    def forward(self, first: Sequence[Tensor]) -> Tensor:
+        return self.run(first)
 
 
-class Towers(nn.Module):
+class Towers(Perceptrons):
     """N perceptrons that end in one logit each: (B, N, width) -> (B, N). The last layer is linear."""
 
     def __init__(
@@ -137,7 +182,7 @@ class Towers(nn.Module):
         self.layers = nn.Sequential(*layers, ParallelLinear(count, [width, *widths][-1], 1))
 
     def forward(self, z_BNH: Tensor) -> Tensor:
-        return self.layers(z_BNH).squeeze(-1)
+        return self.run(z_BNH.unbind(1)).squeeze(-1)
 
 
 class MultiTask(nn.Module):
@@ -280,6 +325,35 @@ def require_frozen(model: nn.Module) -> None:
         raise RuntimeError(
             f"{type(model).__name__} is in training mode, where each call shows something else; call eval()"
         )
+
+
+class _ReluDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, rate):
+        limit = round(rate * 2**16)  # of the 2^16 values of a draw, so many drop
+        ctx.scale = 1 / (1 - limit / 2**16)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        draw = words.view(torch.int16)[: x.numel()].view(x.shape)
+        y = torch.where(draw >= limit - 2**15, x, 0).clamp_(min=0).mul_(ctx.scale)
+        ctx.save_for_backward(y)  # positive exactly where the gradient passes
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradient, y, 0).mul_(ctx.scale), None
+
+
+def relu_dropout(x: Tensor, rate: float) -> Tensor:
+    """dropout(relu(x)) for training: each output is 0 with chance `rate`, or scaled by 1 / (1 - rate).
+
+    On a CPU the draws of torch's dropout cost as much as a small matrix product. Here four share one random number of
+    64 bits, so the rate is rounded to a multiple of 2^-16, and the scale fits the rounded rate.
+    """
+    if x.is_cuda or torch.compiler.is_compiling():
+        return F.dropout(F.relu(x), rate)
+    return _ReluDropout.apply(x, rate)
 
 
 class _ReverseGradient(torch.autograd.Function):

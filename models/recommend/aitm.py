@@ -58,7 +58,7 @@ class AITM(MultiTask):
         self.bottom_widths, self.tower_widths = tuple(bottom), tuple(towers)
         self.dropout, self.calibrator, self.norm = per_layer(dropout, bottom), calibrator, norm
         self.inputs = Inputs(sizes, dense, embedding, dense_field)
-        self.first = Joint(self.inputs.width, [tasks * bottom[0]])
+        self.first = Joint(self.inputs.width, [bottom[0]] * tasks)
         self.bottoms = Experts(tasks, bottom, self.dropout, norm)
         self.info = nn.ModuleList(Info(bottom[-1], self.dropout[-1]) for _ in range(tasks - 1))
         self.transfer = nn.Parameter(torch.stack([start(bottom[-1]) for _ in "VKQ"]))
@@ -100,8 +100,7 @@ class AITM(MultiTask):
         return ChainHead(self.transfer, self.inputs.width, widths, towers, per_layer(dropout, widths), self.norm)
 
     def _chain(self, categorical: Tensor, numerical: Tensor) -> Tensor:
-        (first_BO,) = self.first(self.inputs, categorical, numerical)
-        own, *rest = self.bottoms(first_BO).unbind(1)
+        own, *rest = self.bottoms(self.first(self.inputs, categorical, numerical)).unbind(1)
         chain = [own]
         for info, own in zip(self.info, rest, strict=True):
             chain.append(transfer(info(chain[-1]), own, self.transfer))
@@ -135,7 +134,7 @@ class ChainHead(Head):
         self.tower = Towers(1, bottom[-1], towers, dropout[-1], norm)
 
     def forward(self, represented: dict[str, Tensor]) -> Tensor:
-        own_BK = self.bottom(self.first(represented["e"])).squeeze(1)
+        own_BK = self.bottom([self.first(represented["e"])]).squeeze(1)
         link_BK = transfer(self.info(represented["z"]), own_BK, self.transfer)
         return self.tower(link_BK.unsqueeze(1)).squeeze(1)
 

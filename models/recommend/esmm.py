@@ -60,7 +60,7 @@ class ESMM(MultiTask):
             raise ValueError(f"serve must be ctcvr or cvr; got {serve!r}")
         self.tower_widths, self.dropout, self.norm, self.serve = tuple(towers), dropout, norm, serve
         self.inputs = Inputs(sizes, dense, embedding, dense_field)
-        self.first = Joint(self.inputs.width, [2 * towers[0]])
+        self.first = Joint(self.inputs.width, [towers[0]] * 2)
         self.hidden = Experts(2, towers, dropout, norm)
         self.towers = Towers(2, towers[-1], ())
 
@@ -80,8 +80,7 @@ class ESMM(MultiTask):
 
     def factors(self, categorical: Tensor, numerical: Tensor) -> Tensor:
         """Logits of pCTR and pCVR: (B, 2), float32."""
-        (first_BO,) = self.first(self.inputs, categorical, numerical)
-        return self.towers(self.hidden(first_BO)).float()
+        return self.towers(self.hidden(self.first(self.inputs, categorical, numerical))).float()
 
     def score(self, categorical: Tensor, numerical: Tensor) -> Tensor:
         """Served probabilities (B, 2), float32: pCTR, and pCTCVR or pCVR as `serve` says."""

@@ -49,20 +49,20 @@ class MMoE(MultiTask):
         super().__init__()
         self.tasks, self.tower_widths, self.dropout, self.norm = tasks, tuple(towers), dropout, norm
         self.inputs = Inputs(sizes, dense, embedding, dense_field)
-        self.first = Joint(self.inputs.width, [experts * widths[0], tasks * experts])
+        self.first = Joint(self.inputs.width, [widths[0]] * experts + [tasks * experts])
         self.experts = Experts(experts, widths, dropout, norm)
         self.towers = Towers(tasks, widths[-1], towers, dropout, norm)
 
     def logits(self, categorical: Tensor, numerical: Tensor) -> Tensor:
-        first_BO, gates_BO = self.first(self.inputs, categorical, numerical)
-        return self.towers(mix(gate(gates_BO, self.tasks), self.experts(first_BO)))
+        *first, gates_BO = self.first(self.inputs, categorical, numerical)
+        return self.towers(mix(gate(gates_BO, self.tasks), self.experts(first)))
 
     @torch.no_grad()
     def represent(self, categorical: Tensor, numerical: Tensor) -> dict[str, Tensor]:
         """What the head reads: x = e (B, D) and the experts f (B, E, H). Needs eval mode, so that rows stay apart."""
         require_frozen(self)
-        first_BO, _ = self.first(self.inputs, categorical, numerical)
-        return {"x": self.inputs(categorical, numerical), "f": self.experts(first_BO)}
+        *first, _ = self.first(self.inputs, categorical, numerical)
+        return {"x": self.inputs(categorical, numerical), "f": self.experts(first)}
 
     def head(self, towers: Sequence[int] | None = None, dropout: float | None = None) -> GateHead:
         """A new gate over the frozen experts and a new tower; what is None is as in this backbone."""

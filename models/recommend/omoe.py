@@ -50,7 +50,7 @@ class OMoE(MultiTask):
         super().__init__()
         self.tasks, self.tower_widths, self.dropout, self.norm = tasks, tuple(towers), dropout, norm
         self.inputs = Inputs(sizes, dense, embedding, dense_field)
-        self.first = Joint(self.inputs.width, [experts * widths[0], experts])
+        self.first = Joint(self.inputs.width, [widths[0]] * experts + [experts])
         self.experts = Experts(experts, widths, dropout, norm)
         self.towers = Towers(tasks, widths[-1], towers, dropout, norm)
 
@@ -69,5 +69,5 @@ class OMoE(MultiTask):
         return TowerHead("z", self.experts.width, widths, rate, self.norm)
 
     def _mixture(self, categorical: Tensor, numerical: Tensor) -> Tensor:
-        first_BO, gate_BO = self.first(self.inputs, categorical, numerical)
-        return mix(gate(gate_BO, 1), self.experts(first_BO))
+        *first, gate_BO = self.first(self.inputs, categorical, numerical)
+        return mix(gate(gate_BO, 1), self.experts(first))

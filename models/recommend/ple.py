@@ -23,6 +23,7 @@ from models.recommend._layers import (
     Joint,
     MultiTask,
     ParallelLinear,
+    Perceptrons,
     Towers,
     gate,
     mix,
@@ -103,36 +104,36 @@ class PLE(MultiTask):
 
     def _last_level(self, categorical: Tensor, numerical: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         """Its shared input (None: it is e), its experts (B, N, H) and the tasks' outputs (B, T, H)."""
-        f_BNH, out_BTH, shared_BH = self.levels[0](*self.first(self.inputs, categorical, numerical))
+        f_BNH, out_BTH, shared_BH = self.levels[0](self.first(self.inputs, categorical, numerical))
         read_BH = None
         for reads, level in zip(self.reads, self.levels[1:], strict=True):
             read_BH = shared_BH
-            f_BNH, out_BTH, shared_BH = level(*reads(out_BTH, read_BH))
+            f_BNH, out_BTH, shared_BH = level(reads(out_BTH, read_BH))
         return read_BH, f_BNH, out_BTH
 
 
-class Level(nn.Module):
+class Level(Perceptrons):
     """One level after its linear layers: all experts, the tasks' gates and, unless it is the last, the shared gate."""
 
     def __init__(self, tasks: int, own: int, shared: int, width: int, last: bool, dropout: float, norm: bool):
         super().__init__()
         self.tasks, self.own, self.shared, self.width, self.last = tasks, own, shared, width, last
         self.count = tasks * own + shared
-        self.sizes = [self.count * width, tasks * (own + shared), *([] if last else [self.count])]
-        self.block = Block(self.count, width, dropout, norm)
+        self.sizes = [width] * self.count + [tasks * (own + shared)] + ([] if last else [self.count])
+        self.layers = nn.Sequential(Block(self.count, width, dropout, norm))
 
-    def forward(
-        self, experts_BO: Tensor, gates_BO: Tensor, shared_gate_BN: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Experts (B, N, H), the tasks' outputs (B, T, H), and the shared path's (B, H)."""
-        f_BNH = self.block(experts_BO.unflatten(-1, (self.count, self.width)))
-        own_BTIH = f_BNH[:, : self.tasks * self.own].unflatten(1, (self.tasks, self.own))
+    def forward(self, linear: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Outputs of these layers, as `sizes` says -> experts (B, N, H), tasks (B, T, H), the shared path (B, H)."""
+        gates_BO, *shared_gate = linear[self.count :]
+        f_BNH = self.run(linear[: self.count])
+        own_BNH, shared_BMH = f_BNH.split([self.tasks * self.own, self.shared], 1)
+        own_BTIH = own_BNH.unflatten(1, (self.tasks, self.own))
         own_BTI, shared_BTM = gate(gates_BO, self.tasks).split([self.own, self.shared], -1)
         # A sum of products, not one matrix with zeros for other tasks: their gradient is exactly zero.
         out_BTH = (own_BTI.to(f_BNH.dtype).unsqueeze(-1) * own_BTIH).sum(2)
         if self.shared:
-            out_BTH = out_BTH + mix(shared_BTM, f_BNH[:, self.tasks * self.own :])
-        return f_BNH, out_BTH, None if shared_gate_BN is None else mix(gate(shared_gate_BN, 1), f_BNH).squeeze(1)
+            out_BTH = out_BTH + mix(shared_BTM, shared_BMH)
+        return f_BNH, out_BTH, None if self.last else mix(gate(*shared_gate, 1), f_BNH).squeeze(1)
 
 
 class Reads(nn.Module):
@@ -140,13 +141,20 @@ class Reads(nn.Module):
 
     def __init__(self, width: int, level: Level):
         super().__init__()
-        self.split = [level.own * level.width, level.own + level.shared]
-        self.shared_split = [level.shared * level.width, 0 if level.last else level.count]
+        self.shared_experts = level.shared
+        self.split = [level.width] * level.own + [level.own + level.shared]
+        self.shared_split = [level.width] * level.shared + ([] if level.last else [level.count])
         self.tasks = ParallelLinear(level.tasks, width, sum(self.split))
         self.shared = ParallelLinear(1, width, sum(self.shared_split))
 
-    def forward(self, out_BTH: Tensor, shared_BH: Tensor) -> tuple[Tensor, ...]:
-        own_BTO, gates_BTO = self.tasks(out_BTH).split(self.split, -1)
-        shared_BO, gate_BN = self.shared(shared_BH.unsqueeze(1)).squeeze(1).split(self.shared_split, -1)
-        experts_BO = torch.cat([own_BTO.flatten(1), shared_BO], -1)
-        return experts_BO, gates_BTO.flatten(1), *([gate_BN] if self.shared_split[1] else [])
+    def forward(self, out_BTH: Tensor, shared_BH: Tensor) -> list[Tensor]:
+        """As `level.sizes` says: own experts of all tasks, shared experts, the tasks' gates, the shared gate."""
+        own, gates = [], []
+        for part in self.tasks.apart(out_BTH.unbind(1)):
+            *experts, logit_BO = part.split(self.split, -1)
+            own += experts
+            gates.append(logit_BO)
+        (part,) = self.shared.apart([shared_BH])
+        shared = part.split(self.shared_split, -1) if self.shared_split else ()
+        experts, gate_BN = shared[: self.shared_experts], shared[self.shared_experts :]
+        return [*own, *experts, torch.cat(gates, -1), *gate_BN]

@@ -66,5 +66,4 @@ class SharedBottom(MultiTask):
         return TowerHead("z", self.bottom.width, widths, rate, self.norm)
 
     def _bottom(self, categorical: Tensor, numerical: Tensor) -> Tensor:
-        (first_BH,) = self.first(self.inputs, categorical, numerical)
-        return self.bottom(first_BH)
+        return self.bottom(self.first(self.inputs, categorical, numerical))

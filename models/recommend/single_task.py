@@ -70,4 +70,4 @@ class SingleTask(MultiTask):
         first = [
             layer(inputs, categorical, numerical)[0] for layer, inputs in zip(self.first, self.inputs, strict=True)
         ]
-        return self.bottom(torch.cat(first, -1))
+        return self.bottom(first)

@@ -83,7 +83,7 @@ class STEM(MultiTask):
         own_BO = torch.cat([logit for _, logit in firsts[:-1]], -1)
         weights = torch.cat([joint.rows(1) for joint in self.first[:-1]])  # each gate reads e_t + e_s
         shared_BO = self.inputs[-1].project(categorical, numerical, weights)
-        f_BNH = self.experts(torch.cat([first for first, *_ in firsts], -1))
+        f_BNH = self.experts([first for first, *_ in firsts])
         return f_BNH, gate(own_BO + shared_BO, self.tasks)
 
 

@@ -73,6 +73,10 @@ FEATURES = {
         "user_buy_start_before",
         "item_events_before",
         "seen_before",
+        "same_c0_id_before",
+        "same_c2_id_before",
+        "same_brand_id_before",
+        "price_ratio",
     ],
     "history": {"c2_id": 3, "brand_id": 2},
 }
@@ -82,7 +86,7 @@ class ShardError(ValueError):
     """A shard is missing, cut short or not Parquet."""
 
 
-class HubError(OSError):
+class HubError(ConnectionError):
     """The hub did not give the shards."""
 
 

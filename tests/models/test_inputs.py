@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from models.recommend._inputs import Inputs
 
-SIZES = [2, 3, 500, 40]  # in 64 rows: two folded, one (nearly) without repeats, one in between
+SIZES = [2, 3, 500, 10]  # 64 rows repeat all but the third
 
 
 @pytest.fixture(autouse=True)
@@ -48,13 +48,13 @@ def test_by_hand():
 
 
 def test_projection_by_hand():
-    inputs = Inputs([2], dense=1, embedding=8)
-    inputs.table.data = torch.tensor([[1.0] * 8, [2.0] * 8])
+    inputs = Inputs([2], dense=1, embedding=32)
+    inputs.table.data = torch.tensor([[1.0] * 32, [2.0] * 32])
     categorical = torch.tensor([0, 1, 1, 0, 1, 1, 1, 1, 1, 1])[:, None]
     assert folded_fields(inputs, categorical) == [True]
-    out = inputs.project(categorical, torch.full((10, 1), 3.0), torch.tensor([[2.0] + [0.5] * 8]), torch.tensor([1.0]))
-    # 1 + 2 * 3 + 8 * 0.5 * (1 or 2)
-    assert out.squeeze(1).tolist() == [11.0, 15.0, 15.0, 11.0, 15.0, 15.0, 15.0, 15.0, 15.0, 15.0]
+    out = inputs.project(categorical, torch.full((10, 1), 3.0), torch.tensor([[2.0] + [0.5] * 32]), torch.tensor([1.0]))
+    # 1 + 2 * 3 + 32 * 0.5 * (1 or 2)
+    assert out.squeeze(1).tolist() == [23.0, 39.0, 39.0, 23.0, 39.0, 39.0, 39.0, 39.0, 39.0, 39.0]
 
 
 @pytest.mark.parametrize("project_dense", [False, True])
@@ -100,7 +100,7 @@ def test_parts_are_the_split_projection_and_unused_ones_have_no_gradient():
 
 
 def test_no_bias_and_no_numerical_columns():
-    inputs = Inputs([3, 4], 0, 16).double()
+    inputs = Inputs([3, 4], 0, 32).double()
     categorical, numerical = batch(50, inputs.sizes, dense=0)
     weight, _ = layer(inputs)
     assert torch.allclose(
@@ -117,7 +117,7 @@ def test_no_fields():
 
 
 def test_gradient_check():
-    inputs = Inputs([2, 3, 30], 2, 8).double()
+    inputs = Inputs([2, 3, 30], 2, 16).double()
     categorical, numerical = batch(20, inputs.sizes, dense=2)
     assert folded_fields(inputs, categorical) == [True, True, False]
     weight, bias = layer(inputs, 3)

@@ -17,6 +17,7 @@ from models.recommend._layers import (
     half_square,
     mix,
     per_layer,
+    relu_dropout,
     reverse_gradient,
 )
 
@@ -49,15 +50,30 @@ def test_parallel_linear_by_hand():
 @pytest.mark.parametrize("norm", [False, True])
 def test_experts_are_separate_perceptrons(norm):
     experts = Experts(3, (4, 6), norm=norm).train()
-    first = torch.randn(16, 3 * 4)
-    together = experts(first)
-    assert together.shape == (16, 3, 6)
+    first = [torch.randn(16, 4) for _ in range(3)]
+    shown = experts(first)
+    assert shown.shape == (16, 3, 6)
     linear = experts.layers[1]
     for i in range(3):
         alone = Experts(1, (4, 6), norm=norm).train()
         alone.layers[1].weight.data.copy_(linear.weight[i : i + 1])
         alone.layers[1].bias.data.copy_(linear.bias[i : i + 1])
-        torch.testing.assert_close(alone(first[:, 4 * i : 4 * i + 4])[:, 0], together[:, i])
+        torch.testing.assert_close(alone([first[i]])[:, 0], shown[:, i])
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_side_by_side_is_one_after_another(mode):
+    """The way of a GPU and the way of a CPU: same values, gradients and running statistics."""
+    one, other = (Experts(3, (4, 6), norm=True).train(mode) for _ in range(2))
+    other.load_state_dict(one.state_dict())
+    first = torch.randn(3, 16, 4)
+    torch.testing.assert_close(one(first.unbind()), other.layers(first.transpose(0, 1)))
+    one(first.unbind()).square().sum().backward()
+    other.layers(first.transpose(0, 1)).square().sum().backward()
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-4)  # sums over rows, in another order
+    for mine, theirs in zip(one.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_towers_end_in_one_linear_logit():
@@ -94,6 +110,32 @@ def test_dropout_only_while_training():
     assert 200 < (dropped == 0).sum() < 300
     assert dropped.max().item() == pytest.approx(4 / 3)
     assert torch.equal(block.eval()(x), x)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5, 0.9])
+def test_relu_dropout_keeps_the_mean_and_draws_evenly(rate):
+    x = torch.randn(1000, 1001, requires_grad=True)  # no multiple of four: the last word is cut
+    y = relu_dropout(x, rate)
+    kept = y > 0
+    assert not kept[x <= 0].any()
+    share = kept.sum().item() / (x > 0).sum().item()
+    assert share == pytest.approx(1 - rate, abs=4 * (rate * (1 - rate) / 5e5) ** 0.5)
+    torch.testing.assert_close(y[kept], x[kept] / (1 - rate), rtol=1e-4, atol=0)
+    quarters = relu_dropout(torch.ones(250_000, 4), rate).gt(0).float().mean(0)  # the four draws of a random number
+    torch.testing.assert_close(quarters, torch.full((4,), 1 - rate), rtol=0, atol=0.004)
+    gradient = torch.randn_like(x)
+    y.backward(gradient)
+    torch.testing.assert_close(x.grad, torch.where(kept, gradient / (1 - rate), 0), rtol=1e-4, atol=0)
+
+
+def test_relu_dropout_follows_the_seed():
+    x = torch.ones(8, 100)
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(relu_dropout(x, 0.5))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
 
 
 def test_dropout_rates_fit_the_layers():

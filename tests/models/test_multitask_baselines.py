@@ -79,7 +79,7 @@ def test_mmoe_by_hand():
 def test_scaled_experts_scale_the_mixture():
     model = make("mmoe", experts=3, widths=(5, 4), towers=())
     x = rows()
-    first, gates = model.first(model.inputs, *x)
+    *first, gates = model.first(model.inputs, *x)
     weights, f = gate(gates, 2), model.experts(first)
     torch.testing.assert_close(mix(weights, 5 * f), 5 * mix(weights, f))
     torch.testing.assert_close(weights.sum(-1), torch.ones(20, 2))
@@ -159,7 +159,7 @@ def test_ple_last_level_has_no_shared_gate():
     with_gate = level(width, 5) + linear(width, count) + level(5, 4)
     towers, tables = tasks * linear(4, 1), (4 + 6) * 3
     assert sum(parameter.numel() for parameter in model.parameters()) == with_gate + towers + tables
-    assert [len(level.sizes) for level in model.levels] == [3, 2]
+    assert [len(level.sizes) for level in model.levels] == [count + 2, count + 1]
 
 
 def test_ple_norm_keeps_experts_apart():

@@ -66,6 +66,14 @@ def test_a_taken_port_is_a_clear_error(checkout, taken_port):
     assert not (module.FOLDER / "server.pid").exists()
 
 
+def test_a_server_on_another_port_is_named(checkout, monkeypatch):
+    monkeypatch.setattr(module, "_alive", lambda name: True)
+    monkeypatch.setenv("ROOTSTOCK_PORT", "4207")
+    (module.FOLDER / "port").write_text("4200")
+    with pytest.raises(DeployFailed, match="already up, on port 4200"):
+        module.deploy()
+
+
 def test_a_dead_server_is_named_at_once(monkeypatch):
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -85,11 +93,10 @@ def test_a_port_that_answers_something_else_is_no_server(taken_port):
     assert not module._healthy("no url")
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "999999999 1.0", f"{os.getpid()} 1.0"])
+@pytest.mark.parametrize("text", ["", "nonsense", "999999999 1.0", "OURS 1.0"])
 def test_a_stale_pid_file_is_nobody(checkout, text, capsys):
-    (module.FOLDER / "server.pid").write_text(
-        text
-    )  # the last one: this number belongs to another program since a reboot
+    # The last one: since a reboot, this number belongs to another program.
+    (module.FOLDER / "server.pid").write_text(text.replace("OURS", str(os.getpid())))
     assert module._alive("server") is None
     stop()
     assert "server: was not up" in capsys.readouterr().out

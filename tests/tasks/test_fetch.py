@@ -156,7 +156,7 @@ def test_drift_needs_a_decision(source):
 
 
 def test_settings_are_checked_by_name(source):
-    with pytest.raises(SettingsError, match="rows, sead; it accepts: source, split, drift"):
+    with pytest.raises(SettingsError, match="rows, sead; it accepts: source, drift, split"):
         bring(source, rows=3, sead=1)
     with pytest.raises(SettingsError, match="needs `source`"):
         fetch("retailrocket", {}, "landing/retailrocket", "report")
@@ -177,7 +177,9 @@ def test_module_with_its_own_fetch_gets_its_own_settings(monkeypatch):
     assert fetch("made", settings, "landing/made", "report")["rows"] == 12
     with pytest.raises(SettingsError, match="lacks the settings: rows"):
         fetch("made", {"source": "here"}, "landing/made", "report")
-    with pytest.raises(SettingsError, match="sead; it accepts: source, split, drift, rows, seed"):
+    with pytest.raises(
+        SettingsError, match="sead; it accepts: source, drift, split, idle_minutes, since, until, rows, seed"
+    ):
         fetch("made", {**settings, "sead": 8}, "landing/made", "report")
 
 

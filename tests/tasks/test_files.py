@@ -14,19 +14,24 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+def fail(file):
+    file.write_text("2")
+    raise OSError("No space left on device")
+
+
 def test_new_folder_is_whole_or_absent(tmp_path):
     target = tmp_path / "out"
     with new_folder(target) as folder:
         (folder / "a").write_text("1")
     with pytest.raises(OSError, match="No space"), new_folder(target) as folder:
-        (folder / "a").write_text("2")
-        raise OSError("No space left on device")
+        fail(folder / "a")
     assert (target / "a").read_text() == "1"
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".new")] == []
 
 
 def test_new_folder_removes_what_a_kill_left(tmp_path):
-    code = "import os; from tasks.files import new_folder\nwith new_folder('out') as f:\n (f/'half').write_text('x'); os._exit(9)"
+    lines = ("import os", "from tasks.files import new_folder", "with new_folder('out') as f:", "    os._exit(9)")
+    code = "\n".join([*lines[:3], "    (f / 'half').write_text('x')", lines[3]])
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": root}, check=False)
     assert len([p for p in tmp_path.iterdir() if p.name.startswith(".new-out")]) == 1

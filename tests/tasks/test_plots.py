@@ -24,8 +24,10 @@ def test_equal_inputs_give_equal_bytes_and_others_others(draw, one, other):
     assert b"Software" not in first  # no version, no date
 
 
-@pytest.mark.parametrize(("draw", "nothing"), [(plots.roc, {}), (plots.reliability, {}), (plots.curves, []),
-                                               (plots.reliability, {"x": (np.zeros(2), np.zeros(2), np.zeros(2))})])  # fmt: skip
+EMPTY = {"like": (np.zeros(2), np.zeros(2), np.zeros(2))}
+
+
+@pytest.mark.parametrize(("draw", "nothing"), [(plots.roc, {}), (plots.curves, []), (plots.reliability, EMPTY)])
 def test_nothing_to_draw_is_an_empty_picture(draw, nothing):
     assert draw(nothing).startswith(b"\x89PNG")
 

@@ -15,6 +15,7 @@ from tasks import rollback as back
 from tasks.files import read_json, write_json
 from tasks.gate import gate
 from tasks.promote import ReplayFailed, StaleVerdict, promote, replay
+from tasks.rebuild import CannotRebuild, rebuild
 from tasks.registry import registry as identify
 from tasks.rollback import NothingToRollBack, rollback
 
@@ -316,3 +317,34 @@ def test_rejection_of_addresses_and_unknown_versions(promoted):
     with pytest.raises(track.RegistryError, match="has no blessed"):
         track.resolve(f"models:/{NAME}@blessed")
     assert track.resolve(f"models:/{NAME}@champion").number == 1
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"git_revision": "none"}, "outside of git"),
+        ({"git_dirty": "true"}, "commit before training"),
+        ({}, "does not know revision"),
+    ],
+)
+def test_a_version_that_cannot_be_rebuilt_says_why(tmp_path, monkeypatch, tags, said):
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q", "."], check=True)
+    known = {"git_revision": "1" * 40, "git_dirty": "false", "stage": "backbone", "content_sha256": "0" * 64} | tags
+    monkeypatch.setattr(track, "resolve", lambda uri: track.Version("recommend-backbone", 1, "run", known))
+    with pytest.raises(CannotRebuild, match=said):
+        rebuild("models:/recommend-backbone/1")
+
+
+def test_what_counts_as_uncommitted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    git = lambda *words: subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@x", *words], check=True)
+    git("init", "-q", ".")
+    (tmp_path / "code.py").write_text("1")
+    git("add", ".")
+    git("commit", "-q", "-m", "x")
+    (tmp_path / "dvc.lock").write_text("attached to every version, so it may differ")
+    assert module.git_state()[1] is False
+    (tmp_path / "new.py").write_text("2")
+    revision, dirty = module.git_state()
+    assert (len(revision), dirty) == (40, True)

@@ -85,6 +85,15 @@ def test_nulls_and_unknown_values_get_a_probability(model, rows):
     pd.testing.assert_frame_equal(floats, whole)
 
 
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+def test_a_row_without_any_value_gets_a_probability(model, missing):
+    assert (
+        model.predict(None, pd.DataFrame({name: [missing] for name in model.columns}))["probability"]
+        .between(0, 1)
+        .all()
+    )
+
+
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [("brand_id", 5.5, "brand_id must be Int64"), ("brand_id", "x", "got String such as 'x'"),
