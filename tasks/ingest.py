@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from errno import ENOSPC
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from tasks.fetch import dataset
 from tasks.files import digest, new_folder, write_json
 from tasks.settings import SettingsError, read
 
-__all__ = ["EmptySplit", "RawUnreadable", "ingest"]
+__all__ = ["EmptySplit", "RawUnreadable", "in_period", "ingest"]
 
 REQUIRED = ("user_id", "stime", "event_id", "item_id")
 ADDED = ("user", "item", "session", "split")
@@ -467,6 +467,32 @@ def _write(frame: pl.DataFrame, path: Path) -> None:
     frame.rechunk().write_parquet(path, compression="zstd", compression_level=1, row_group_size=GROUP_ROWS)
 
 
+def in_period(events: pl.LazyFrame, since: str | date | None = None, until: str | date | None = None) -> pl.LazyFrame:
+    """The events of since <= stime < until, as if the log had been read at `until`; in UTC, None for no border.
+
+    Raises:
+        SettingsError: a border is no date or time, or no event lies between them; names the log's first and last.
+    """
+    borders = {name: _border(name, value) for name, value in {"since": since, "until": until}.items() if value}
+    time, chosen = pl.col("stime"), events
+    if "since" in borders:
+        chosen = chosen.filter(time >= borders["since"])
+    if "until" in borders:
+        chosen = chosen.filter(time < borders["until"])
+    if borders and not chosen.select(pl.len()).collect(engine="streaming").item():
+        first, last = events.select(time.min(), time.max().alias("last")).collect(engine="streaming").row(0)
+        raise SettingsError(f"no event from {since} until {until}: the log runs from {first} to {last}, UTC")
+    return chosen
+
+
+def _border(name: str, value: str | date) -> datetime:
+    try:
+        found = datetime.fromisoformat(str(value))
+    except ValueError:
+        raise SettingsError(f"{name} is {value!r}; write a date or time, 2023-05-01 or 2023-05-01T12:00") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
 def main(address: str, raw: str, out: str) -> None:
     """python -m tasks.ingest params.yaml:datasets.sample data/sample artifacts/ingest/sample"""
     name = address.rpartition(".")[2]
@@ -474,7 +500,7 @@ def main(address: str, raw: str, out: str) -> None:
     if "split" not in settings:
         raise SettingsError(f"{address} has no split; give it {{val_days: 3, test_days: 3}} or {{val: 0.1, test: 0.1}}")
     with _reading():
-        events = dataset(name).read(Path(raw))
+        events = in_period(dataset(name).read(Path(raw)), settings.get("since"), settings.get("until"))
     manifest = ingest(events, out, settings["split"], settings.get("idle_minutes", 30))
     sizes = ", ".join(f"{split} {manifest['splits'][split]['rows']}" for split in SPLITS)
     print(

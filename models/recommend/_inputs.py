@@ -79,10 +79,10 @@ class Inputs(nn.Module):
     def project_split(
         self, categorical: Tensor, numerical: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int]
     ) -> tuple[Tensor, ...]:
-        """`project(...).split(widths, -1)`, and each part contiguous: the first layers of several experts and gates.
+        """`project(...).split(widths, -1)`: the first layers of several experts and gates.
 
-        Cheaper than slices of one tensor: a part of some hundred columns stays in the cache for the batch norm and
-        activation that follow, and no slice's gradient is padded with zeros.
+        On a CPU each part is contiguous, cheaper than slices of one tensor: a part of some hundred columns stays in the
+        cache for the batch norm and activation that follow, and no slice's gradient is padded with zeros.
 
         Args:
             categorical: (B, F) integer.
@@ -95,14 +95,16 @@ class Inputs(nn.Module):
             (B, width) for each width; under autocast in its type, products as well.
         """
         flat_BF = self._rows(categorical)
-        if flat_BF.is_cuda or torch.compiler.is_compiling() or not self.sizes:
+        if flat_BF.is_cuda or torch.compiler.is_compiling():
             return F.linear(self._vector(flat_BF, numerical), weight, bias).split(widths, -1)
         rows_R, place_BF = flat_BF.unique(return_inverse=True)
         ends = torch.searchsorted(rows_R, self.border).tolist()
         blocks = [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
         fold = [f for f, block in enumerate(blocks) if self._pays(block, len(flat_BF))]
         if not fold:
-            return F.linear(self._vector(flat_BF, numerical), weight, bias).split(widths, -1)
+            e_BD = self._vector(flat_BF, numerical)
+            biases = [None] * len(widths) if bias is None else bias.split(widths)
+            return tuple(F.linear(e_BD, *layer) for layer in zip(weight.split(widths), biases, strict=True))
         rest = [f for f in range(len(blocks)) if f not in fold]
         distinct_Rd = F.embedding(rows_R, self.table)
         plain_BK = torch.cat([self._front(numerical), *(distinct_Rd[place_BF[:, f]] for f in rest)], -1)

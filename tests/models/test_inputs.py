@@ -84,9 +84,11 @@ def test_project_is_the_plain_linear_layer(rows, sizes, expected, project_dense)
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_parts_are_the_split_projection_and_unused_ones_have_no_gradient():
-    inputs = Inputs(SIZES, 5, 16).double()
-    categorical, numerical = batch(64)
+@pytest.mark.parametrize("sizes", [SIZES, [500, 400]])
+def test_parts_are_the_split_projection_and_unused_ones_have_no_gradient(sizes):
+    inputs = Inputs(sizes, 5, 16).double()
+    categorical, numerical = batch(64, sizes)
+    assert any(folded_fields(inputs, categorical)) == (sizes == SIZES)
     weight, bias = layer(inputs, 9)
     whole = inputs.project(categorical, numerical, weight, bias)
     parts = inputs.project_split(categorical, numerical, weight, bias, [4, 3, 2])

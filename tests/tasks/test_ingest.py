@@ -305,3 +305,16 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         module.main("params.yaml:datasets.other", "data", "out")
     with pytest.raises(RawUnreadable, match="nothing was written"):
         module.main("params.yaml:datasets.shop", "nowhere", "out")
+
+
+def test_a_past_period_is_read_as_if_nothing_came_later():
+    days = pl.LazyFrame({"stime": [START + timedelta(days=day) for day in range(4)]})
+    kept = lambda **period: module.in_period(days, **period).collect()["stime"].dt.day().to_list()
+    assert kept() == [1, 2, 3, 4]
+    assert kept(since="2023-05-02") == [2, 3, 4]
+    assert kept(until="2023-05-03T00:00") == [1, 2]  # `until` itself is outside
+    assert kept(since=START.date() + timedelta(days=1), until="2023-05-03T00:00:01+00:00") == [2, 3]
+    with pytest.raises(SettingsError, match="runs from 2023-05-01 .* to 2023-05-04"):
+        kept(since="2024-01-01")
+    with pytest.raises(SettingsError, match="until is 'May'"):
+        kept(until="May")
