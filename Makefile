@@ -1,6 +1,6 @@
 # Two commands do everything, from a fresh clone, with Python 3.11 and pip: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint ui deploy undeploy prune clean
+.PHONY: help demo test lint ui deploy undeploy rollback rebuild serve score prune clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -40,6 +40,19 @@ deploy: $(VENV)/.installed  ## Prefect server, worker and the schedules of prefe
 
 undeploy: $(VENV)/.installed  ## stop what deploy started
 	@$(BIN)/python -m tasks.deploy stop
+
+rollback: $(VENV)/.installed  ## MODEL=recommend-offer_make: back to the champion before
+	@$(BIN)/python -m tasks.rollback $(MODEL)
+
+rebuild: $(VENV)/.installed  ## VERSION=models:/recommend-offer_make/1: the same bytes again, from its tags
+	@$(BIN)/python -m tasks.rebuild $(VERSION)
+
+serve: $(VENV)/.installed  ## MODEL=recommend-offer_make: the champion over HTTP, on this machine only
+	@MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlruns/mlflow.db} $(BIN)/mlflow models serve \
+	  -m models:/$(MODEL)@champion --env-manager local --host 127.0.0.1 --port $${PORT:-5001}
+
+score: $(VENV)/.installed  ## MODEL=recommend-offer_make ROWS=in.parquet OUT=out.parquet: the champion on raw rows
+	@$(BIN)/python -m tasks.score models:/$(MODEL)@champion $(ROWS) $(OUT)
 
 prune: $(VENV)/.installed  ## remove what retired tasks and datasets left
 	@$(BIN)/python -m tasks.prune params.yaml dvc.lock

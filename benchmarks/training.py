@@ -296,7 +296,7 @@ def on_cpu(options) -> None:
                 rivals = [ratio(seconds[dtype][name], our) for name in list(LIBRARIES)[1:]]
                 half = [ratio(seconds["float32"][name], our) if dtype == "bfloat16" and "float32" in seconds else ""
                         for name in list(LIBRARIES)[1:]]  # fmt: skip
-                rows.append([mix, model, dtype, *rivals, *half, f"{median(our):.2f}"])
+                rows.append([mix, model, dtype, *rivals, *half])
                 shares.append(f"{model}, {mix}, {dtype}: {100 * load / median(our):.2f} %")
                 if mix == mixes[0]:
                     plain = measured(model, mix, getattr(torch, dtype), {}, options.repeats, list(LIBRARIES)[1:])
@@ -385,7 +385,7 @@ fused Adam for everybody; bfloat16 is autocast for everybody. On {processor()}.
 
     python benchmarks/training.py CACHE
 
-{table(["ids", "model", "precision", *over, *(f"{o}'s float32" for o in over), "our CPU s a step"], rows)}
+{table(["ids", "model", "precision", *over, *(f"{o}'s float32" for o in over)], rows)}
 
 **Ids.** Rows of each field's table, and in brackets how many of them are distinct in a batch: what repeats is what
 folding saves (`models/recommend/_inputs.py`).

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tasks.command import run
 from tasks.files import read_json, write_text
+from tasks.prune import prune
 
 __all__ = ["demo"]
 
@@ -26,8 +27,7 @@ def demo(params: Path = Path("params.yaml")) -> None:
     started = time.monotonic()
     text = params.read_text().replace(LINE, "")
     write_text(params, text)
-    _call([sys.executable, "-m", "tasks.prune"])
-
+    prune(str(params))
     _say("1. The whole chain: raw logs, checks, features, backbone, one prompt a task, gates, registry")
     _call([sys.executable, "-m", "flows.recommend"])
     _standings()

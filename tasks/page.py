@@ -13,7 +13,8 @@ h1 { font-size: 1.5rem; margin-bottom: 0 } h2 { font-size: 1.1rem; margin: 2rem 
 .open, .good { color: var(--good) } .closed, .bad { color: var(--bad) } .dim { color: var(--dim) }
 table { border-collapse: collapse; width: 100% }
 td, th { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+td.n { white-space: nowrap }
 figure { display: inline-block; margin: .5rem 1rem .5rem 0; vertical-align: top }
 figure img { display: block; max-width: 26rem; background: white }
 code { font-size: .85em }

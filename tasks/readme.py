@@ -25,8 +25,8 @@ def fill(text: str, tasks: Path = Path("tasks")) -> str:
     }
     for mark, rows in tables.items():
         lines = "\n".join(f"| `{name}` | {said} |" for name, said in rows.items())
-        text, found = re.subn(rf"(<!-- {mark} -->\n).*?(\n<!-- end -->)", rf"\1| file | what it is |\n|---|---|\n{lines}\2", text,
-                              flags=re.S)  # fmt: skip
+        pattern, table = rf"(<!-- {mark} -->\n).*?(<!-- end -->)", f"| file | what it is |\n|---|---|\n{lines}\n"
+        text, found = re.subn(pattern, lambda match, table=table: match[1] + table + match[2], text, flags=re.DOTALL)
         if found != 1:
             raise ValueError(f"the README has {found} places <!-- {mark} --> ... <!-- end -->; it needs one")
     return text

@@ -11,6 +11,7 @@ from models.metrics import auc
 from tasks.command import run
 from tasks.fetch import dataset
 from tasks.files import read_json, write_text
+from tasks.labels import Task, label
 from tasks.page import STYLE, number, table
 from tasks.settings import read
 
@@ -57,27 +58,29 @@ def report(params: str, artifacts: Path, data: Path, out: Path) -> dict[str, dic
 def best_auc(chosen: dict, features: Path, raw: Path) -> dict[str, float]:
     """The AUC that knowing the hidden truth gives on the test rows, for each task that has one; {} for real logs.
 
+    Telling views from sampled items has none: how hard it is depends on how the negatives are drawn, not on the log.
     A model may reach a little more by chance: the truth is a probability, and the labels are one draw of it.
     """
     module = dataset(chosen["data"])
     if not hasattr(module, "best_scores"):
         return {}
     rows = pl.read_parquet(features / "rows/test.parquet")
-    keys = ["user_id", "session_id", "item_id"]
+    events = pl.scan_parquet(
+        features.parent / "ingest" / chosen["data"] / "events/**/*.parquet", hive_partitioning=False
+    )
     truth = module.best_scores(raw).collect()
     found = {}
-    from tasks.labels import Task, label  # here: this page must also open when a declaration is broken
-
-    ingest = features.parent / "ingest" / chosen["data"] / "events"
-    events = pl.scan_parquet(ingest / "**" / "*.parquet", hive_partitioning=False)
     for name, declared in (chosen["backbone"]["tasks"] | chosen["tasks"]).items():
         event = EVENT.fullmatch(declared["positive"].strip())
         if not event or f"p_{event[1]}" not in truth.columns or declared["within"] != "session":
             continue
-        answer = torch.from_numpy(label(Task(name, **declared), rows, events))
-        score = rows.join(truth, on=keys, how="left", maintain_order="left")[f"p_{event[1]}"].fill_null(0.0)
+        joined = rows.join(truth, on=["user_id", "session_id", "item_id"], how="left", maintain_order="left")
+        score = joined[f"p_{event[1]}"].fill_null(0.0)
+        answer = label(Task(name, **declared), rows, events)
         asked = answer >= 0
-        found[name] = float(auc(torch.from_numpy(score.to_numpy())[asked], answer[asked].float()))
+        found[name] = float(
+            auc(torch.tensor(score.to_numpy()[asked]), torch.tensor(answer[asked], dtype=torch.float32))
+        )
     return found
 
 
@@ -97,7 +100,8 @@ def _page(chosen: dict, artifacts: Path, found: dict[str, dict], out: Path) -> s
     ]  # fmt: skip
     head = ["task", "learned by", "AUC", "best possible", "positives", "gate", "registry", "version",
             "trained / backbone", "seconds / backbone", "old tasks unchanged"]  # fmt: skip
-    sizes = ", ".join(f"{name} {part['rows']:,}" for name, part in log["splits"].items())
+    splits = sorted(log["splits"].items(), key=lambda split: split[1]["first"])
+    sizes = ", ".join(f"{name} {part['rows']:,}" for name, part in splits)
     docs = f"../validation/{escape(chosen['data'])}/docs/index.html"
     counted = backbone["parameters"]
     lines = [

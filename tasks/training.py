@@ -6,6 +6,7 @@ weights, optimizer, order of rows, random state, best weights so far, pseudo-lab
 
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ def train(
     Raises:
         FloatingPointError: the loss became NaN or infinite.
     """
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=settings.lr)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=settings.lr, fused=True)
     done, best, memory = Trained(), {}, memory or {}
     if checkpoints and (found := latest(checkpoints)):
         best = _restore(found, model, optimizer, batches, memory, done)
@@ -131,7 +132,9 @@ def train(
         losses += found[0]["losses"].to(device)
     precision = {"float32": None, "bfloat16": torch.bfloat16}[settings.precision]
     stopped = batches.batch >= total or _gave_up(done, batches.batch // steps, settings)
-    with tqdm(total=total, initial=batches.batch, desc=name, unit="step", mininterval=1.0, disable=None) as bar:
+    # Under DVC or Prefect there is no terminal: a line now and then instead of a bar that redraws itself.
+    patience = 0.5 if sys.stderr.isatty() else 10.0
+    with tqdm(total=total, initial=batches.batch, desc=name, unit="step", mininterval=patience, ascii=" =") as bar:
         updates = (
             iter(()) if stopped else fit(model.train(), _moved(batches, device), optimizer, settings.clip, precision)
         )

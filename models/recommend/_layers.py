@@ -334,7 +334,8 @@ class _ReluDropout(torch.autograd.Function):
         ctx.scale = 1 / (1 - limit / 2**16)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         draw = words.view(torch.int16)[: x.numel()].view(x.shape)
-        y = torch.where(draw >= limit - 2**15, x, 0).clamp_(min=0).mul_(ctx.scale)
+        keep = torch.empty_like(x)  # 0 or 1 in the type of x: choosing by a bool is not vectorised
+        y = x.clamp(min=0).mul_(torch.ge(draw, limit - 2**15, out=keep).mul_(ctx.scale))
         ctx.save_for_backward(y)  # positive exactly where the gradient passes
         return y
 

@@ -126,14 +126,14 @@ class Level(Perceptrons):
         """Outputs of these layers, as `sizes` says -> experts (B, N, H), tasks (B, T, H), the shared path (B, H)."""
         gates_BO, *shared_gate = linear[self.count :]
         f_BNH = self.run(linear[: self.count])
-        own_BNH, shared_BMH = f_BNH.split([self.tasks * self.own, self.shared], 1)
-        own_BTIH = own_BNH.unflatten(1, (self.tasks, self.own))
         own_BTI, shared_BTM = gate(gates_BO, self.tasks).split([self.own, self.shared], -1)
-        # A sum of products, not one matrix with zeros for other tasks: their gradient is exactly zero.
-        out_BTH = (own_BTI.to(f_BNH.dtype).unsqueeze(-1) * own_BTIH).sum(2)
-        if self.shared:
-            out_BTH = out_BTH + mix(shared_BTM, shared_BMH)
-        return f_BNH, out_BTH, None if self.last else mix(gate(*shared_gate, 1), f_BNH).squeeze(1)
+        # Other tasks' experts weigh exactly 0, so their gradient is exactly 0; one product reads all experts once.
+        own_TT1 = torch.eye(self.tasks, device=f_BNH.device).unsqueeze(-1)
+        gate_BXN = torch.cat([(own_BTI.unsqueeze(2) * own_TT1).flatten(2), shared_BTM], -1)
+        if not self.last:
+            gate_BXN = torch.cat([gate_BXN, gate(*shared_gate, 1)], 1)
+        out_BXH = mix(gate_BXN, f_BNH)
+        return f_BNH, out_BXH[:, : self.tasks], None if self.last else out_BXH[:, -1]
 
 
 class Reads(nn.Module):
@@ -152,9 +152,9 @@ class Reads(nn.Module):
         own, gates = [], []
         for part in self.tasks.apart(out_BTH.unbind(1)):
             *experts, logit_BO = part.split(self.split, -1)
-            own += experts
+            own += [expert.contiguous() for expert in experts]  # batch norm crawls over a slice
             gates.append(logit_BO)
         (part,) = self.shared.apart([shared_BH])
         shared = part.split(self.shared_split, -1) if self.shared_split else ()
-        experts, gate_BN = shared[: self.shared_experts], shared[self.shared_experts :]
-        return [*own, *experts, torch.cat(gates, -1), *gate_BN]
+        experts = [expert.contiguous() for expert in shared[: self.shared_experts]]
+        return [*own, *experts, torch.cat(gates, -1), *shared[self.shared_experts :]]
