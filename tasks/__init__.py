@@ -1,6 +1,12 @@
 """Work units: files in, files out."""
 
 import os
+import sys
+from importlib.util import find_spec
+
+# `.venv/bin/dvc repro` without the environment's folder on PATH runs the stages in whatever `python` the shell finds.
+if find_spec("polars") is None:
+    sys.exit(f"error: {sys.executable} has none of Rootstock's packages; type `. .venv/bin/activate` first, then again")
 
 # Threads that wait by spinning starve each other as soon as two programs share a core: a training step then takes ten
 # times its seconds. Read once, when the library of threads is loaded, hence here, before anything imports torch.
