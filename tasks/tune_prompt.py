@@ -119,7 +119,7 @@ class Tuned:
     """A tuned head and what tuning it took."""
 
     head: nn.Module
-    offset: float  # log-odds to add to the logit, for negatives left out
+    offset: float  # log-odds to add to the logit: negatives left out, and the mean set right
     settings: dict
     training: dict
     trained: Trained
@@ -160,6 +160,9 @@ def fit_head(
     with slot() as device:
         tuning.to(device)
         trained = train(tuning, batches, training, validate, name, device=device)
+        started = time.monotonic()
+        tuning.offset += level(tuning.probability(tables["train"]), answer["train"].mean())
+        trained.seconds += time.monotonic() - started
         tuning.cpu()
     probability = tuning.probability(tables["test"])
     test = {
@@ -169,7 +172,7 @@ def fit_head(
     }
     settings, told = chosen.get("settings") or {}, vars(training) | {"negatives_per_positive": per_positive}
     report = metrics(probability, torch.from_numpy(answer["test"]))
-    return Tuned(head, offset, settings, told, trained, report, pl.DataFrame(test), reused, spent)
+    return Tuned(head, tuning.offset, settings, told, trained, report, pl.DataFrame(test), reused, spent)
 
 
 class Tuning(nn.Module):
@@ -207,6 +210,27 @@ def thin(label: np.ndarray, per_positive: int | None, seed: int) -> tuple[np.nda
     count = per_positive * len(positive)
     drawn = np.random.default_rng([seed, 2]).choice(negative, count, replace=False)
     return np.sort(np.concatenate([positive, drawn])), float(np.log(count / len(negative)))
+
+
+def level(probability: Tensor, rate: float) -> float:
+    """Log-odds to add to every logit so that the mean probability is `rate`: calibration in the large, ours.
+
+    The epoch is chosen by its ranking, and with few positives the best one may come before the bias has settled. A
+    shift changes no ranking.
+
+    Args:
+        probability: (N,) in (0, 1).
+        rate: the share of positives, in (0, 1).
+
+    >>> round(level(torch.tensor([0.5, 0.5]), rate=0.1), 4)
+    -2.1972
+    """
+    logit = probability.double().logit(eps=1e-12)
+    low, high = -40.0, 40.0
+    for _ in range(60):  # bisection: the mean grows with the shift
+        middle = (low + high) / 2
+        low, high = (low, middle) if torch.sigmoid(logit + middle).mean() > rate else (middle, high)
+    return (low + high) / 2
 
 
 def _fingerprints(model: nn.Module) -> dict[str, str]:

@@ -13,7 +13,7 @@ from tasks.files import digest
 from tasks.labels import OneClass, TaskError
 from tasks.represent import represented
 from tasks.train import LabelLeak, labels_of, load_backbone, refuse_leaks
-from tasks.tune_prompt import thin, tune
+from tasks.tune_prompt import level, thin, tune
 
 OFFER = RECOMMEND["tasks"]["offer_make"]
 
@@ -126,3 +126,31 @@ def test_labels_of_a_task_that_is_not_asked_are_nan(shop):
     assert sampled.any()
     assert torch.isnan(found[sampled, 1]).all()  # nobody knows whether an item that was never shown would be liked
     assert (found[sampled, 0] == 0).all()
+
+
+def test_level_sets_the_mean_right_and_keeps_the_order():
+    odds = torch.tensor([1.0, 3.0]) / 9
+    shift = level(odds / (1 + odds), rate=0.5)
+    # Odds k/9 and 3k/9 with mean probability 1/2: k = 9 / sqrt(3), so the shift is log(9 / sqrt(3)).
+    assert shift == pytest.approx(np.log(9 / np.sqrt(3)), abs=1e-6)
+
+
+def test_a_head_is_calibrated_on_its_training_rows(shop, tmp_path):
+    out = tuned(shop, tmp_path / "out")
+    from safetensors.torch import load_file
+
+    about, (model, _) = json.loads((out / "head.json").read_text()), load_backbone(shop / "backbone")
+    head = model.head(**about["settings"])
+    head.load_state_dict(load_file(out / "head.safetensors"))
+    rows = [torch.tensor(np.load(shop / f"features/{kind}/train.npy")) for kind in ("categorical", "numerical")]
+    events = pl.read_parquet(shop / "features/rows/train.parquet")["event_id"]
+    asked = torch.tensor((events == "item_view").fill_null(False).to_numpy())
+    from tasks.labels import read_tasks
+
+    manifest = json.loads((shop / "features/manifest.json").read_text())
+    answer = labels_of(
+        read_tasks({"offer_make": OFFER}, shop / "ingest", manifest), "train", shop / "ingest", shop / "features"
+    )
+    with torch.no_grad():
+        logit = head(model.represent(*(part[asked] for part in rows))) + about["offset"]
+    assert logit.sigmoid().mean().item() == pytest.approx(answer[asked].mean().item(), abs=1e-5)
