@@ -30,7 +30,7 @@ RECOMMEND = {
         },
         "training": {"epochs": 2, "batch": 128, "lr": 0.01},
     },
-    "head": {"training": {"epochs": 6, "batch": 64, "lr": 0.01, "negatives_per_positive": 3, "seed": 1}},
+    "head": {"training": {"epochs": 2, "batch": 64, "lr": 0.01, "negatives_per_positive": 3, "seed": 3}},
     "tasks": {
         "offer_make": {"given": "event_id = 'item_view'", "positive": "event_id = 'offer_make'", "within": "session"}
     },
