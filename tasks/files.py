@@ -82,12 +82,12 @@ def read_json(path: str | Path):
 
 
 def digest(path: str | Path) -> str:
-    """SHA-256 of a file, or of a folder's relative names and contents; names that start with a dot do not count."""
+    """SHA-256 of a file, or of a folder's relative names and contents; dot files and compiled Python do not count."""
     path = Path(path)
     if path.is_file():
         with open(path, "rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != "." and p.suffix != ".pyc")
     if not files:
         raise FileNotFoundError(f"{path} has no files to hash; run the stage that writes it first")
     total = hashlib.sha256()
