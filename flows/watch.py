@@ -6,9 +6,10 @@ from prefect import flow
 
 from flows._command import start
 from flows.data import data
-from flows.recommend import recommend
+from flows.language import ModelsFailed, language
+from flows.recommend import TasksFailed, recommend
 from tasks.command import run
-from tasks.make import alone, make, stale
+from tasks.make import StageFailed, alone, make, stale
 from tasks.notice import notice, tables
 from tasks.prune import prune
 from tasks.settings import read
@@ -16,6 +17,10 @@ from tasks.settings import read
 __all__ = ["watch"]
 
 DATA = ("guard", "fetch@", "data.dvc", "ingest@")
+LANGUAGE = (
+    "tokenizer", "tokens@", "parts@", "pretrain@", "gate_pretrain@", "promote_pretrain@", "finetune@", "gate_finetune@",
+    "promote_finetune@",
+)  # fmt: skip
 
 
 @flow(log_prints=True)
@@ -30,7 +35,8 @@ def watch() -> list[str]:
 
     Raises:
         DataFailed: new data were refused; nothing is trained on them, and the last good version stays.
-        StageFailed, TasksFailed, Busy: see the flow `recommend`.
+        StageFailed, TasksFailed, ModelsFailed, Busy: see the flows `recommend` and `language`; what failed in the
+            first does not hold up the second.
     """
     with alone():
         make("registry", single=True)  # a registry that was lost makes each promotion stale
@@ -39,12 +45,19 @@ def watch() -> list[str]:
     if any(stage.startswith(DATA) for stage in found):
         data()
     left = [stage for stage in stale() if not stage.startswith(DATA)]
-    if left:
-        recommend()
+    of_language = {stage.startswith(LANGUAGE) for stage in left}
+    failed = []
+    for bring in [recommend] * (False in of_language) + [language] * (True in of_language):
+        try:
+            bring()
+        except (StageFailed, TasksFailed, ModelsFailed) as error:
+            failed.append(error)
     found = list(dict.fromkeys(found + left))
     words = [f"- stale: {stage}" for stage in found] + [f"- removed, its task is retired: {path}" for path in retired]
     rows = tables(list(read("params.yaml:datasets")), Path("artifacts/ingest"))
     notice("watch", "Watch", rows, "\n".join(words) or "Nothing new: nothing ran, no version was made.")
+    if failed:
+        raise failed[0]  # the other one, if there is one, stands in its own flow's report
     return found
 
 

@@ -15,6 +15,7 @@ from types import ModuleType
 import polars as pl
 
 from tasks.command import run
+from tasks.datasets._text import TextUnreadable
 from tasks.files import new_folder, read_json, write_json
 from tasks.settings import SettingsError, read
 from tasks.validate import DataRejected, Unreadable, validate
@@ -24,7 +25,7 @@ __all__ = ["copy_files", "dataset", "fetch"]
 SUFFIXES = (".parquet", ".csv", ".tsv", ".txt", ".json", ".jsonl", ".csv.gz", ".tsv.gz", ".txt.gz", ".jsonl.gz")
 DRIFT = 0.25  # see tasks.validate; a dataset's `drift` overrides it
 # Settings of a dataset that are not its module's fetch(): this unit or ingest reads them.
-ELSEWHERE = ("source", "drift", "split", "idle_minutes", "since", "until")
+ELSEWHERE = ("source", "drift", "split", "idle_minutes", "since", "until", "heldout")
 
 
 def fetch(name: str, settings: dict, landing: str | Path, report: str | Path) -> dict:
@@ -57,7 +58,7 @@ def fetch(name: str, settings: dict, landing: str | Path, report: str | Path) ->
         try:
             profile = validate(module.read(fresh), module.expectations(), report, name, reference, drift)
             profile["left_out"] = module.left_out(fresh) if hasattr(module, "left_out") else {}
-        except (pl.exceptions.PolarsError, FileNotFoundError, Unreadable) as error:
+        except (pl.exceptions.PolarsError, FileNotFoundError, Unreadable, TextUnreadable) as error:
             reason = str(error).split("\n\n")[0].replace(str(fresh), str(landing))  # what follows is the query plan
             found = f"{name}: tasks/datasets/{name}.py cannot read these files: {reason}"
             raise DataRejected(f"{found}{_listed(_odd_files(fresh))}\nNothing was written.") from None

@@ -27,6 +27,7 @@ import polars as pl
 from tasks.command import run
 from tasks.fetch import dataset
 from tasks.files import digest, new_folder, write_json
+from tasks.ingest_text import HELDOUT, ingest_text
 from tasks.settings import SettingsError, read
 
 __all__ = ["EmptySplit", "RawUnreadable", "in_period", "ingest"]
@@ -493,10 +494,24 @@ def _border(name: str, value: str | date) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
+def _texts(name: str, settings: dict, raw: Path, out: str) -> None:
+    """A dataset with a KIND holds texts, not events."""
+    module = dataset(name)
+    size = sum(file.stat().st_size for file in raw.rglob("*") if file.is_file())
+    manifest = ingest_text(module.KIND, module.read(raw), size, out, settings.get("heldout", HELDOUT))
+    sizes = ", ".join(f"{split} {rows}" for split, rows in manifest["rows"].items())
+    removed = manifest["duplicates_removed"] + manifest["overlaps_removed"]
+    languages = ", ".join(manifest["languages"]) or "no language stated"
+    print(f"{out}: {sum(manifest['rows'].values())} {module.KIND} ({sizes}), {removed} duplicates removed, {languages}")
+
+
 def main(address: str, raw: str, out: str) -> None:
     """python -m tasks.ingest params.yaml:datasets.sample data/sample artifacts/ingest/sample"""
     name = address.rpartition(".")[2]
     settings = read(address)
+    if hasattr(dataset(name), "KIND"):
+        _texts(name, settings, Path(raw), out)
+        return
     if "split" not in settings:
         raise SettingsError(f"{address} has no split; give it {{val_days: 3, test_days: 3}} or {{val: 0.1, test: 0.1}}")
     with _reading():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tasks.settings import SettingsError
 
-__all__ = ["PER_TASK", "Check", "judge", "rules_for"]
+__all__ = ["PER_TASK", "Check", "compare", "finite", "judge", "merged", "number", "rules_for"]
 
 PER_TASK = ("auc", "logloss", "calibration", "calibration_error")
 OF_MODEL = ("latency_ms", "rows_per_second", "size_mb")
@@ -37,7 +37,7 @@ def rules_for(gates: Mapping, name: str) -> dict:
     Raises:
         SettingsError: a key or a metric that does not exist, or a bound that is not a number; names all of them.
     """
-    rules = _merged(gates.get("default") or {}, gates.get(name) or {})
+    rules = merged(gates.get("default") or {}, gates.get(name) or {})
     faults = [f"there is no rule {key!r}; the rules are {', '.join(KEYS)}" for key in rules if key not in KEYS]
     known = (*PER_TASK, *OF_MODEL, *OF_HEAD)
     bounds = {f"{side}.{metric}": (metric.rpartition(".")[2], bound, known)
@@ -47,12 +47,12 @@ def rules_for(gates: Mapping, name: str) -> dict:
     for place, (metric, bound, allowed) in bounds.items():
         if metric not in allowed:
             faults.append(f"{place}: there is no metric {metric!r}; there are {', '.join(allowed)}")
-        if _number(bound) is None:
+        if number(bound) is None:
             faults.append(f"{place}: {bound!r} is no number")
     if wanted := rules.get("improvement"):
         if wanted.get("metric") not in ("auc", "logloss"):
             faults.append(f"improvement.metric must be auc or logloss, got {wanted.get('metric')!r}")
-        if _number(wanted.get("margin")) is None or not 0 < (_number(wanted.get("confidence")) or 0) < 1:
+        if number(wanted.get("margin")) is None or not 0 < (number(wanted.get("confidence")) or 0) < 1:
             faults.append(f"improvement needs a margin and a confidence between 0 and 1, got {wanted!r}")
     if faults:
         raise SettingsError(f"gates for {name}: {'; '.join(faults)}")
@@ -70,12 +70,12 @@ def judge(rules: Mapping, evidence: Mapping) -> list[Check]:
     checks = [Check(name, False, reason=reason) for name, reason in sorted(evidence["faults"].items())]
     for task, found in evidence["reported"].items():
         for metric in ("auc", "logloss", "calibration"):
-            checks.append(_finite(f"{task}: reported {metric}", found.get(metric)))
+            checks.append(finite(f"{task}: reported {metric}", found.get(metric)))
     for task, found in evidence["tasks"].items():
-        checks += [_finite(f"{task}: {metric}", found.get(metric)) for metric in PER_TASK]
+        checks += [finite(f"{task}: {metric}", found.get(metric)) for metric in PER_TASK]
     for side in ("floors", "ceilings"):
         for rule, bound in sorted((rules.get(side) or {}).items()):
-            checks += _bounded(rule, _number(bound), side, rules[side], evidence)
+            checks += _bounded(rule, number(bound), side, rules[side], evidence)
     checks += [Check(name, bool(holds), reason=reason) for name, (holds, reason) in sorted(evidence["facts"].items())]
     checks += _slices(rules, evidence["slices"])
     checks += _improvement(rules.get("improvement"), evidence["champion"], evidence["tasks"])
@@ -87,27 +87,29 @@ def _bounded(rule: str, bound: float, side: str, all_rules: Mapping, evidence: M
     if metric in PER_TASK:
         asked = [task] if task else [name for name in evidence["tasks"] if f"{name}.{metric}" not in all_rules]
         return [
-            _compare(f"{name}: {metric}", evidence["tasks"].get(name, {}).get(metric), bound, side) for name in asked
+            compare(f"{name}: {metric}", evidence["tasks"].get(name, {}).get(metric), bound, side) for name in asked
         ]
     if metric in OF_MODEL:
-        return [_compare(metric, evidence["model"].get(metric), bound, side)]
+        return [compare(metric, evidence["model"].get(metric), bound, side)]
     if evidence["head"] is None:
         return []  # what was trained on top of a backbone is asked of heads only
-    return [_compare(metric, evidence["head"].get(metric), bound, side)]
+    return [compare(metric, evidence["head"].get(metric), bound, side)]
 
 
-def _compare(name: str, value: object, bound: float, side: str) -> Check:
-    number = _number(value)
-    if number is None:
+def compare(name: str, value: object, bound: float, side: str) -> Check:
+    """One value against one bound; `side` "floors" or "ceilings"."""
+    known = number(value)
+    if known is None:
         return Check(name, False, None, bound, f"{_what(value)}, so it passes no bound")
-    passed = number >= bound if side == "floors" else number <= bound
+    passed = known >= bound if side == "floors" else known <= bound
     sign = (">=" if passed else "<") if side == "floors" else ("<=" if passed else ">")
-    return Check(name, passed, number, bound, f"{number:.6g} {sign} {bound:.6g}")
+    return Check(name, passed, known, bound, f"{known:.6g} {sign} {bound:.6g}")
 
 
-def _finite(name: str, value: object) -> Check:
-    number = _number(value)
-    return Check(name, number is not None, number, None, "finite" if number is not None else _what(value))
+def finite(name: str, value: object) -> Check:
+    """Whether a reported value is a number at all."""
+    known = number(value)
+    return Check(name, known is not None, known, None, "finite" if known is not None else _what(value))
 
 
 def _slices(rules: Mapping, slices: list[Mapping]) -> list[Check]:
@@ -126,7 +128,7 @@ def _slices(rules: Mapping, slices: list[Mapping]) -> list[Check]:
                 checks.append(Check(f"{name}, {metric}", None, None, bound, reason))
             else:
                 side = "ceilings" if metric in LOWER_IS_BETTER else "floors"
-                checks.append(_compare(f"{name}, {metric}", part.get(metric), bound, side))
+                checks.append(compare(f"{name}, {metric}", part.get(metric), bound, side))
     return checks
 
 
@@ -139,7 +141,7 @@ def _improvement(wanted: Mapping | None, champion: Mapping | None, tasks: Mappin
         return [
             Check("improvement", True, reason=f"these bytes are already the champion, version {champion['version']}")
         ]
-    checks, margin = [], _number(wanted["margin"])
+    checks, margin = [], number(wanted["margin"])
     for task in tasks:
         name, found = (
             f"{task}: {wanted['metric']} against version {champion['version']}",
@@ -147,7 +149,7 @@ def _improvement(wanted: Mapping | None, champion: Mapping | None, tasks: Mappin
         )
         if found is None and task not in champion["tasks"]:
             checks.append(Check(name, True, reason="the champion does not know this task: nothing to compare with"))
-        elif found is None or (numbers := [_number(value) for value in found]).count(None):
+        elif found is None or (numbers := [number(value) for value in found]).count(None):
             checks.append(Check(name, False, None, margin, "the comparison gave no finite interval"))
         else:
             low, middle, high = numbers
@@ -161,7 +163,7 @@ def _improvement(wanted: Mapping | None, champion: Mapping | None, tasks: Mappin
     return checks
 
 
-def _number(value: object) -> float | None:
+def number(value: object) -> float | None:
     """A finite float, or None for everything else: NaN, infinity, text, a truth value, nothing."""
     if value is None or isinstance(value, (bool, str, bytes)):
         return None
@@ -178,9 +180,10 @@ def _what(value: object) -> str:
     )
 
 
-def _merged(base: Mapping, over: Mapping) -> dict:
-    merged = dict(base)
+def merged(base: Mapping, over: Mapping) -> dict:
+    """`over` over `base`, key by key; a null takes a key away."""
+    both = dict(base)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return {key: value for key, value in merged.items() if value is not None}
+        deeper = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = merged(both[key], value) if deeper else value
+    return {key: value for key, value in both.items() if value is not None}

@@ -67,12 +67,13 @@ def tables(names: list[str], ingest: Path) -> list[dict]:
     rows = []
     for name in names:
         manifest = _read(ingest / name / "manifest.json")
-        shift = drift(*(manifest["splits"][split]["events"] for split in ("train", "test"))) if manifest else None
+        splits, size = manifest.get("splits"), manifest.get("rows", "-")  # texts have no time, and rows by split
+        shift = drift(*(splits[split]["events"] for split in ("train", "test"))) if splits else None
         rows.append(
             {
                 "dataset": name,
-                "rows": manifest.get("rows", "-"),
-                "last event": manifest["splits"]["test"]["last"] if manifest else "-",
+                "rows": sum(size.values()) if isinstance(size, dict) else size,
+                "last event": splits["test"]["last"] if splits else "-",
                 "drift": "-" if shift is None else f"{shift:.3f}" + (" (large)" if shift >= DRIFTED else ""),
             }
         )

@@ -23,6 +23,7 @@ MARK = {True: ("good", "passed"), False: ("bad", "FAILED"), None: ("dim", "not j
 CAPTION = {
     "roc.png": "Ranking: how many positives are caught at each rate of false alarms",
     "reliability.png": "Calibration: on the dashed line, predictions are true rates",
+    "curve.png": "Training: loss and held-out loss over the steps, and what else was measured",
     "difference.png": "Against the champion, on the same rows, resampling whole users",
 }
 

@@ -6,7 +6,7 @@ head is promoted only on a backbone that is registered, so that its parent can b
 """
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +17,10 @@ from tasks import bundle, fresh, plots, track
 from tasks.command import run
 from tasks.files import digest, read_json, write_json
 
-__all__ = ["ReplayFailed", "StaleVerdict", "promote", "replay"]
+__all__ = [
+    "ATTACHED", "ReplayFailed", "StaleVerdict", "changes", "crown", "git_state", "promote", "refuse_stale", "reject",
+    "replay",
+]  # fmt: skip
 
 EXAMPLES = 8
 ALIKE = 1e-6  # the same weights on the same rows, in another process
@@ -60,12 +63,12 @@ def promote(name: str, judged: Path, features: Path, backbone: Path, receipt: Pa
             reasons.append("the backbone it was tuned on is not registered; look at the gate of the backbone")
         record = _record(name, content, verdict, judged, about, backbone, head, parent, champion)
         if reasons:
-            done = {"status": "rejected", "reasons": reasons, "run": _reject(model, record)}
+            done = {"status": "rejected", "reasons": reasons, "run": reject(model, record)}
         else:
-            _refuse_stale(verdict, judged, champion, content)
+            refuse_stale(verdict, judged, champion, content)
             version = track.find(model, "content_sha256", content)
             version = version or _register(model, record, packed, features, verdict)
-            done = _crown(version, champion, verdict)
+            done = crown(version, champion, lambda made: _replayed(made, verdict))
     done |= {"model": model, "content": content, "champion": done.get("champion", champion and champion.number)}
     write_json(receipt, done)
     return done
@@ -98,7 +101,8 @@ def replay(version: track.Version, budget_ms: float | None = None) -> dict:
     return times
 
 
-def _refuse_stale(verdict: Mapping, judged: Path, champion, content: str) -> None:
+def refuse_stale(verdict: Mapping, judged: Path, champion, content: str) -> None:
+    """Raise StaleVerdict when the verdict compares with another champion than there is."""
     now = champion and champion.tags.get("content_sha256")
     then = verdict["champion"] and verdict["champion"]["content"]
     if now not in (None, content, then):
@@ -129,7 +133,7 @@ def _record(name, content, verdict, judged, about, backbone, head, parent, champ
     files = {
         "verdict": judged,
         "plots/curve.png": plots.curves(curve),
-        "changes.md": _changes(champion, params, metrics),
+        "changes.md": changes(champion, params, metrics),
     }
     files |= {f"evidence/{file}": folder / file for file in ("metrics.json", "proof.json") if (folder / file).is_file()}
     files |= {f"rebuild/{file}": Path(file) for file in ATTACHED if Path(file).is_file()}
@@ -165,7 +169,8 @@ def _system(folder: Path) -> list[dict]:
     return [{key if key == "step" else f"system/{key}": value for key, value in row.items()} for row in rows]
 
 
-def _reject(model: str, record: dict) -> str:
+def reject(model: str, record: dict) -> str:
+    """Keep the evidence of a closed gate as a run, once for each verdict; returns the run's id."""
     known = {"kind": "rejected", "verdict_sha256": record["tags"]["verdict_sha256"]}
     return track.find_run(**known) or track.log_run(f"{model} rejected", **record | {"tags": record["tags"] | known})
 
@@ -190,8 +195,16 @@ def _register(model: str, record: dict, packed: Path, features: Path, verdict: M
     )
 
 
-def _crown(version: track.Version, champion, verdict: Mapping) -> dict:
-    """Challenger, replay, champion; every step may be repeated."""
+def crown(version: track.Version, champion, replayed: Callable[[track.Version], dict]) -> dict:
+    """Challenger, replay, champion; every step may be repeated.
+
+    Args:
+        champion: the version that is it now, or None.
+        replayed: loads a version and raises when it does not answer as it should; gives tags that say how it went.
+
+    Returns:
+        The receipt's status, version, run and champion.
+    """
     done = {"version": version.number, "uri": version.uri, "run": version.run}
     if champion and champion.number == version.number:
         return done | {"status": "promoted", "champion": version.number, "previous": _number(version)}
@@ -202,16 +215,16 @@ def _crown(version: track.Version, champion, verdict: Mapping) -> dict:
             "reasons": [f"a person took it back; `{again}` makes it the champion again"],
         }
     track.set_alias(version, "challenger")
-    times = replay(version, (verdict["rules"].get("ceilings") or {}).get("latency_ms"))
+    tags = replayed(version)
     # The predecessor is written down before the alias moves: a death in between loses nothing.
-    track.set_tags(
-        version,
-        previous_champion=champion.number if champion else "",
-        champion_by="promotion",
-        replay_row_ms=f"{times['row_ms']:.2f}",
-    )
+    track.set_tags(version, previous_champion=champion.number if champion else "", champion_by="promotion", **tags)
     track.set_alias(version, "champion")
     return done | {"status": "promoted", "champion": version.number, "previous": champion and champion.number}
+
+
+def _replayed(version: track.Version, verdict: Mapping) -> dict:
+    times = replay(version, (verdict["rules"].get("ceilings") or {}).get("latency_ms"))
+    return {"replay_row_ms": f"{times['row_ms']:.2f}"}
 
 
 def _number(version: track.Version) -> int | None:
@@ -229,7 +242,7 @@ def git_state() -> tuple[str, bool]:
     return head.stdout.strip(), bool(changed.strip())
 
 
-def _changes(champion, params: dict, metrics: dict) -> str:
+def changes(champion, params: dict, metrics: dict) -> str:
     """What changed since the champion, as Markdown."""
     if champion is None:
         return "# First champion\nThere was none before, so there is nothing to compare with.\n"

@@ -1,4 +1,4 @@
-"""Remove what a retired task or dataset left behind: DVC keeps the outputs and lock entries of stages that are gone.
+"""Remove what a retired task, recipe or dataset left: DVC keeps outputs and lock entries of stages that are gone.
 
 Registered versions stay: retiring a task does not take away what is served; `mlflow` or the UI does that, by a person.
 """
@@ -15,24 +15,28 @@ from tasks.settings import read
 __all__ = ["prune"]
 
 
-def prune(params: str = "params.yaml", lock: str = "dvc.lock") -> list[str]:
-    """Delete outputs and lock entries of `stage@key` whose key is no longer configured.
+def prune(params: str = "params.yaml", lock: str = "dvc.lock", graph: str = "dvc.yaml") -> list[str]:
+    """Delete outputs and lock entries of `stage@key` whose key is no longer among those that `graph` runs it for.
 
     Returns:
         The paths that went, sorted.
 
     Raises:
-        SettingsError: params.yaml lacks `datasets` or `recommend.tasks`: an empty answer must not delete everything.
+        SettingsError: params.yaml lacks what a stage is run for, such as `datasets` or `recommend.tasks`: an empty
+            answer must not delete everything.
     """
-    kept = set(read(f"{params}:datasets")) | set(read(f"{params}:recommend.tasks"))
     yaml, gone = YAML(), []
     yaml.width = 4096
     if not Path(lock).is_file():
         return gone
+    each = {name: stage.get("foreach", "") for name, stage in read(graph)["stages"].items()}
     with locked("prune"):
         known = yaml.load(Path(lock))
         stages = known.get("stages", {})
-        for name in [name for name in stages if "@" in name and name.split("@", 1)[1] not in kept]:
+        kept = {name: set(map(str, read(f"{params}:{each[name][2:-1]}")))  # ${recommend.tasks}
+                for name in {name.split("@", 1)[0] for name in stages if "@" in name} if each.get(name)}  # fmt: skip
+        retired = lambda stage, key: stage in kept and key not in kept[stage]
+        for name in [name for name in stages if "@" in name and retired(*name.split("@", 1))]:
             for out in stages[name].get("outs", []):
                 _remove(Path(out["path"]))
                 gone.append(out["path"])

@@ -24,7 +24,8 @@ from tasks.files import locked
 
 __all__ = [
     "IDENTITY", "NAME", "RegistryError", "RegistryUnreachable", "Version", "by_alias", "by_number", "check_name",
-    "download", "find", "find_run", "flat", "identity", "log_run", "register", "resolve", "run_data", "set_alias",
+    "download", "find", "find_run", "flat", "identity", "log_run", "model_files", "register",
+    "register_folder", "resolve", "run_data", "set_alias",
     "set_tags", "shown", "uri",
 ]  # fmt: skip
 
@@ -285,9 +286,34 @@ def register(
             input_example=example,
             pip_requirements=requirements(),
         )
-        mlflow.log_metrics({key: value for key, value in metrics.items() if _finite(value)}, model_id=info.model_id)
-        with redirect_stderr(StringIO()):  # it congratulates on stderr, where only warnings and errors belong
-            made = mlflow.register_model(info.model_uri, name, tags={key: str(value) for key, value in tags.items()})
+        return _registered(info, name, metrics, tags)
+
+
+@_spoken
+def register_folder(run: str, name: str, folder: Path, metrics: dict[str, float], tags: dict[str, object]) -> Version:
+    """Log a language model's folder to its run and register it as the next version; see `register`.
+
+    Args:
+        folder: transformers layout, see tasks/flavor.py.
+    """
+    import mlflow
+    from mlflow.models import Model
+
+    from tasks import flavor
+
+    check_name(name)
+    _client()
+    with mlflow.start_run(run_id=run):
+        info = Model.log(None, flavor, name=name, run_id=run, flavor_name="transformers", folder=folder)
+        return _registered(info, name, metrics, tags)
+
+
+def _registered(info, name: str, metrics: dict[str, float], tags: dict[str, object]) -> Version:
+    import mlflow
+
+    mlflow.log_metrics({key: value for key, value in metrics.items() if _finite(value)}, model_id=info.model_id)
+    with redirect_stderr(StringIO()):  # it congratulates on stderr, where only warnings and errors belong
+        made = mlflow.register_model(info.model_uri, name, tags={key: str(value) for key, value in tags.items()})
     return by_number(name, int(made.version))
 
 
@@ -404,14 +430,24 @@ def download(version: Version, place: str, folder: Path) -> Path:
         raise RegistryError(f"{version.uri}: its run {version.run} has lost {place} ({error})") from None
 
 
+@_spoken
+def model_files(version: Version, folder: Path) -> Path:
+    """A copy of a version's own files below `folder`."""
+    import mlflow
+
+    _client()
+    return Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=str(folder)))
+
+
 def check_name(name: str) -> str:
     """A registered model's name.
 
     Raises:
-        RegistryError: not `recommend-` and a task's name. MLflow itself accepts blanks and `@`.
+        RegistryError: not `recommend-` or `language-` and a name. MLflow itself accepts blanks and `@`.
     """
-    if not re.fullmatch(r"recommend-[a-z][a-z0-9_]*", name):
-        raise RegistryError(f"{name!r} is no name of a model here; they are recommend-backbone and recommend-<task>")
+    if not re.fullmatch(r"(recommend|language)-[a-z][a-z0-9_]*", name):
+        raise RegistryError(f"{name!r} is no name of a model here; they are recommend-backbone, recommend-<task>, "
+                            f"language-<recipe> and language-<task>")  # fmt: skip
     return name
 
 

@@ -24,6 +24,7 @@ EXAMPLES = 3  # rows or groups shown for a broken rule
 GROUPS_AT_ONCE = 1_000_000  # groups in memory at a time: 100 to 200 MB with MerRec's string ids
 MOST_PASSES = 8  # for a rate: from 8 million groups it is known to a few parts in ten thousand of itself
 RARE = 0.005  # an event's share below this is too noisy to judge its change relatively
+MIX = ("event_id", "language", "source_language")  # the first that is there: a new version must resemble the last one
 IDENTITY = ("user_id", "item_id", "stime", "event_id")  # shown beside the columns that a broken rule reads
 
 
@@ -85,11 +86,11 @@ def validate(
     """Judge a log by its rules.
 
     Args:
-        frame: events in the schema of `tasks.datasets._schema`.
+        frame: events in the schema of `tasks.datasets._schema`, or the rows of a dataset of texts.
         rules: see `tasks.datasets._rules`; those whose columns the log lacks are listed as not applicable.
         report: folder that gets report.json (equal data, equal bytes) and docs/ (Data Docs), for a refused log too.
         name: the dataset, for messages.
-        reference: profile of an accepted log, whose mix of events the new one must resemble.
+        reference: profile of an accepted log, whose mix of events (of texts: of languages) the new one must resemble.
         drift: by how much of itself an event's share may differ from `reference`: 0.25 lets 8 % become 6 to 10 %, and a
             share that was below 0.5 % stay below. One version is compared with one other: small steps may add up.
 
@@ -104,7 +105,7 @@ def validate(
     rules = [replace(at_least_rows(1), name="not empty", text="the log has rows"), *rules]
     try:
         events = _events(frame)
-        rules += _drift(events, reference["events"], drift) if reference else []
+        rules += _drift(_mixed(frame), events, reference["events"], drift) if reference else []
         _check_names(rules)
         rows, nulls, findings = _count(frame, rules)
         broken = _judged(name, [f for f in findings if f.applies], Path(report) / "docs" if report else None)
@@ -145,25 +146,31 @@ def _check_names(rules: list[Rule]) -> None:
         raise ValueError(f"two rules are called {', '.join(map(repr, twice))}; the profile has one number per name")
 
 
+def _mixed(frame: pl.LazyFrame) -> str | None:
+    """The column whose mix is compared between versions."""
+    return next((column for column in MIX if column in frame.collect_schema()), None)
+
+
 def _events(frame: pl.LazyFrame) -> dict[str, float]:
-    """Share of each event name; null counts as "null"."""
-    if "event_id" not in frame.collect_schema():
+    """Share of each event name, of texts of each language; null counts as "null"."""
+    column = _mixed(frame)
+    if column is None:
         return {}
-    counts = frame.group_by(pl.col("event_id").cast(pl.String).fill_null("null")).len().collect(engine="streaming")
+    counts = (
+        frame.group_by(pl.col(column).cast(pl.String).fill_null("null").alias("name")).len().collect(engine="streaming")
+    )
     total = counts["len"].sum()
     return {event: count / total for event, count in sorted(counts.iter_rows())}
 
 
-def _drift(events: dict[str, float], accepted: dict[str, float], drift: float) -> list[Rule]:
-    """One rule per event: its share resembles the accepted one."""
+def _drift(column: str | None, events: dict[str, float], accepted: dict[str, float], drift: float) -> list[Rule]:
+    """One rule per event or language: its share resembles the accepted one."""
     rules = []
     for event in sorted({*events, *accepted}):
         was = accepted.get(event, 0.0)
         low, high = (0.0, RARE) if was < RARE else (was * (1 - drift), was * (1 + drift))
         text = f"the share of {event} is near that of the log accepted before, {was:.6g}"
-        rules.append(
-            replace(share("event_id", event, was, drift), name=f"drift of {event}", text=text, low=low, high=high)
-        )
+        rules.append(replace(share(column, event, was, drift), name=f"drift of {event}", text=text, low=low, high=high))
     return rules
 
 

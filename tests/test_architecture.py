@@ -10,6 +10,7 @@ import yaml
 
 from models import build, names, summary
 from tasks.readme import fill
+from tasks.recipes import read_recipe
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("models", "tasks", "flows")
@@ -54,25 +55,56 @@ def test_the_import_test_can_fail(tmp_path):
     assert "mlflow" in {name.split(".")[0] for name in imports(tmp_path / "x.py")}
 
 
+def families() -> list[str]:
+    """`recommend`, `components.encoder`, ...: every folder below models/ that holds methods."""
+    folders = [p.parent for p in (ROOT / "models").rglob("__init__.py") if p.parent != ROOT / "models"]
+    return sorted(".".join(folder.relative_to(ROOT / "models").parts) for folder in folders)
+
+
 def test_methods_do_not_import_each_other():
-    for family in [p.name for p in (ROOT / "models").iterdir() if p.is_dir() and p.name[0] != "_"]:
-        methods = set(names(family))
-        for file in files(f"models/{family}"):
-            siblings = {name for name in imports(file) if name.startswith(f"models.{family}.")}
-            wrong = {name for name in siblings if name.split(".")[2] in methods and name.split(".")[2] != file.stem}
+    for family in families():
+        stem, methods = f"models.{family}.", set(names(family))
+        for file in sorted((ROOT / "models").joinpath(*family.split(".")).glob("*.py")):
+            siblings = {name for name in imports(file) if name.startswith(stem)}
+            wrong = {name for name in siblings if name[len(stem) :].split(".")[0] in methods - {file.stem}}
             assert not wrong, f"{file.name} imports {wrong}; shared code moves to a _helper"
+
+
+def test_families_of_models_keep_apart():
+    """recommend, distill and language may use components, not each other; components use none of them."""
+    kinds = {family.split(".")[0] for family in families()}
+    for kind in kinds:
+        wrong = {
+            f"{file.relative_to(ROOT)} imports {name}"
+            for file in files(f"models/{kind}")
+            for name in imports(file)
+            if name.startswith("models.") and name.split(".")[1] in kinds - {kind, "components"}
+        }
+        assert not wrong
+
+
+def test_transformers_is_known_to_the_converters_only():
+    knows = {file for file in files("models") if any(name.split(".")[0] == "transformers" for name in imports(file))}
+    wrong = {file for file in knows if file.parent.name != "pretrained" and file.name != "_hooks.py"}
+    assert not wrong
 
 
 def test_mlflow_is_named_in_few_places():
     talks = {file.stem for file in files("tasks") if any(name.split(".")[0] == "mlflow" for name in imports(file))}
-    assert talks <= {"track", "serve", "score"}
+    assert talks <= {"track", "serve", "score", "flavor", "recall"}
 
 
 def test_every_entry_of_params_builds():
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for name in params["datasets"]:
         module = import_module(f"tasks.datasets.{name}")
-        assert module.EVENTS and callable(module.read) and module.expectations()
+        assert getattr(module, "KIND", None) or module.EVENTS
+        assert callable(module.read) and module.expectations()
+    for name, entry in params["language"]["pretrain"].items():
+        assert read_recipe(entry.get("recipe", name), entry.get("size"), entry.get("overrides"))
+        assert entry["data"] in params["language"]["tokens"]
+    for entry in params["language"]["finetune"].values():
+        assert entry["from"] in params["language"]["pretrain"] and entry["data"] in params["datasets"]
     backbone = params["recommend"]["backbone"]
     model = build("recommend", backbone["method"], [5, 6], 3, len(backbone["tasks"]), **backbone["settings"])
     assert model.head(**params["recommend"]["head"]["settings"])
@@ -80,7 +112,7 @@ def test_every_entry_of_params_builds():
 
 def test_readme_tables_are_current():
     readme = (ROOT / "README.md").read_text()
-    assert fill(readme, ROOT / "tasks") == readme, "run `python -m tasks.readme`"
+    assert fill(readme, ROOT) == readme, "run `python -m tasks.readme`"
     assert all(f"| `{name}` | {summary('recommend', name)} |" in readme for name in names("recommend"))
 
 

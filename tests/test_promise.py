@@ -3,20 +3,16 @@
 One checkout is built once, and every test leaves it healthy for the next: each ends with `dvc repro` succeeding.
 """
 
-import json
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
+from _checkout import LANGUAGE, Checkout, copied
 
-ROOT = Path(__file__).parents[1]
 SMALL = {"rows": 24000, "epochs": 1, "head_epochs": 6}
 TASK = "{given: \"event_id = 'item_view'\", positive: \"event_id = 'offer_make'\", within: session}"
 
@@ -33,45 +29,8 @@ def fetch(out, source, rows, seed):
 """
 
 
-class Checkout:
-    """A copy of the repository in which commands run as a user would type them."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.environment = os.environ | {
-            "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
-            "DVC_SITE_CACHE_DIR": str(folder.parent / "site"),
-        }
-        self.environment.pop("MLFLOW_TRACKING_URI", None)
-
-    def __call__(self, *words: str, fails: bool = False) -> str:
-        done = subprocess.run([sys.executable, "-m", *words], cwd=self.folder, env=self.environment, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
-        assert (done.returncode != 0) == fails, f"{words} exit {done.returncode}\n{done.stdout[-6000:]}"
-        return done.stdout
-
-    def repro(self, *words: str, fails: bool = False) -> list[str]:
-        """Run `dvc repro`; the stages it ran, without the two that always run."""
-        self.said = self("dvc", "repro", *words, fails=fails)
-        return [s for s in re.findall(r"Running stage '(.+)'", self.said) if s not in ("guard", "registry")]
-
-    def params(self, change) -> None:
-        path = self.folder / "params.yaml"
-        params = yaml.safe_load(path.read_text())
-        change(params)
-        path.write_text(yaml.safe_dump(params, sort_keys=False))
-
-    def json(self, path: str):
-        return json.loads((self.folder / path).read_text())
-
-    def champion(self, model: str) -> int:
-        code = f"import mlflow; print(mlflow.MlflowClient('sqlite:///mlruns/mlflow.db').get_model_version_by_alias('{model}', 'champion').version)"  # noqa: E501
-        return int(subprocess.run([sys.executable, "-c", code], cwd=self.folder, env=self.environment, text=True,
-                                  check=True, stdout=subprocess.PIPE).stdout.split()[-1])  # fmt: skip
-
-
 def smaller(params: dict) -> None:
-    params["datasets"]["sample"]["rows"] = SMALL["rows"]
+    params["datasets"] = {"sample": params["datasets"]["sample"] | {"rows": SMALL["rows"]}}
     recommend = params["recommend"]
     recommend["backbone"]["training"] |= {"epochs": SMALL["epochs"], "checkpoint_steps": 10}
     recommend["head"]["training"] |= {"epochs": SMALL["head_epochs"], "batch": 64}
@@ -81,19 +40,7 @@ def smaller(params: dict) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Checkout:
-    folder = tmp_path_factory.mktemp("promise") / "rootstock"
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True, check=True,
-                            stdout=subprocess.PIPE).stdout.split("\n")  # fmt: skip
-    for name in filter(None, listed):
-        if (ROOT / name).is_file() and not name.startswith("benchmarks/"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
-        subprocess.run([*git, *words], cwd=folder, check=True)
-    made = Checkout(folder)
-    made.params(smaller)
+    made = copied(tmp_path_factory.mktemp("promise") / "rootstock", smaller, without=LANGUAGE)
     made.first = made.repro()
     return made
 
@@ -115,10 +62,7 @@ def test_one_line_runs_only_its_stages(checkout):
     before = (checkout.folder / "artifacts/backbone/model.safetensors").read_bytes()
     old = (checkout.folder / "artifacts/prompt/add_later/head.safetensors").read_bytes()
     checkout.params(lambda p: p["recommend"]["tasks"].update(offer_make=yaml.safe_load(TASK)))
-    status = json.loads(checkout("dvc", "status", "--json").strip().splitlines()[-1])
-    assert {name for name in status if name not in ("guard", "registry")} == {
-        "prompt@offer_make", "gate@offer_make", "promote@offer_make",
-    }  # fmt: skip
+    assert checkout.stale() == {"prompt@offer_make", "gate@offer_make", "promote@offer_make"}
     assert checkout.repro() == ["prompt@offer_make", "gate@offer_make", "promote@offer_make"]
     assert (checkout.folder / "artifacts/backbone/model.safetensors").read_bytes() == before
     assert (checkout.folder / "artifacts/prompt/add_later/head.safetensors").read_bytes() == old

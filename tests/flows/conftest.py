@@ -9,6 +9,18 @@ datasets: {sample: {}, other: {}}
 recommend:
   data: sample
   tasks: {offer_make: {}, buy_start: {}, buy_comp: {}}
+language:
+  tokens: [other]
+  pretrain: {bert: {}, gpt2: {}}
+  finetune:
+    category: {from: bert, data: sample}
+    entailment: {from: gpt2, data: sample}
+    polarity: {from: bert, data: other}
+"""
+GRAPH = """
+stages:
+  prompt: {foreach: "${recommend.tasks}", do: {cmd: x}}
+  finetune: {foreach: "${language.finetune}", do: {cmd: x}}
 """
 
 
@@ -28,4 +40,5 @@ class Made(list):
 def made(tmp_path, monkeypatch) -> Made:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(PARAMS)
+    (tmp_path / "dvc.yaml").write_text(GRAPH)
     return Made()

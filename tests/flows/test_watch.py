@@ -6,8 +6,9 @@ import pytest
 
 from flows import watch as module
 from flows.data import DataFailed
+from flows.recommend import TasksFailed
 from tasks.files import write_json
-from tasks.notice import drift
+from tasks.notice import drift, tables
 
 MIX = {"item_view": {"rows": 9, "share": 0.9}, "item_like": {"rows": 1, "share": 0.1}}
 
@@ -18,6 +19,7 @@ def called(made, monkeypatch):
     monkeypatch.setattr(module, "make", made)
     monkeypatch.setattr(module, "data", lambda: calls.append("data"))
     monkeypatch.setattr(module, "recommend", lambda: calls.append("recommend"))
+    monkeypatch.setattr(module, "language", lambda: calls.append("language"))
     return calls
 
 
@@ -33,6 +35,8 @@ def staleness(monkeypatch, *answers: list[str]) -> None:
         (["prompt@offer_make"], ["prompt@offer_make"], ["recommend"]),
         (["fetch@sample"], ["features"], ["data", "recommend"]),
         (["fetch@other"], [], ["data"]),  # a dataset that no model reads
+        (["finetune@category"], ["finetune@category", "gate_finetune@category"], ["language"]),
+        (["fetch@sample"], ["features", "tokens@corpora", "gate_backbone"], ["data", "recommend", "language"]),
         (["data.dvc"], [], ["data"]),  # somebody edited data/: restored, and nothing is new
     ],
 )
@@ -46,6 +50,18 @@ def test_a_lost_registry_is_noticed_before_asking_what_is_stale(called, made, mo
     monkeypatch.setattr(module, "stale", lambda: ["promote@offer_make"] if "-s registry" in made else [])
     module.watch.fn()
     assert called == ["recommend"]
+
+
+def test_what_fails_in_one_flow_does_not_hold_up_the_other(called, monkeypatch, capsys):
+    def broken():
+        raise TasksFailed("1 of 3 tasks failed")
+
+    monkeypatch.setattr(module, "recommend", broken)
+    staleness(monkeypatch, [], ["prompt@offer_make", "pretrain@bert"])
+    with pytest.raises(TasksFailed):
+        module.watch.fn()
+    assert called == ["language"]
+    assert "- stale: pretrain@bert" in capsys.readouterr().out
 
 
 def test_nothing_is_trained_on_refused_data(called, monkeypatch):
@@ -69,6 +85,11 @@ def test_report(called, monkeypatch, capsys):
     assert "| sample | 10 | 2023-05-31 | 0.879 (large) |" in out  # 0.4 ln(0.9 / 0.5) + 0.4 ln(0.5 / 0.1)
     assert "| other | - | - | - |" in out
     assert "Nothing new: nothing ran" in out
+
+
+def test_texts_have_rows_and_no_time(tmp_path):
+    write_json(tmp_path / "corpora/manifest.json", {"kind": "documents", "rows": {"train": 95, "heldout": 5}})
+    assert tables(["corpora"], tmp_path) == [{"dataset": "corpora", "rows": 100, "last event": "-", "drift": "-"}]
 
 
 def test_drift_by_hand():

@@ -102,3 +102,79 @@ def test_a_broken_gradient_stops_too_when_clipped():
     with pytest.raises(FloatingPointError, match="the gradient is .* at step 1"):
         list(fit(model, [{"x": torch.zeros(1)}], torch.optim.SGD(model.parameters(), lr=0.1), clip=1.0))
     assert model.w.item() == 1
+
+
+class Counted(nn.Module):
+    """loss = sum over real places of (w x)^2 / their number; with dropout on x."""
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+        self.dropout = nn.Dropout(dropout)
+
+    def counts(self, x, mask):
+        return {"square": mask.sum().float()}
+
+    def forward(self, x, mask, counts=None):
+        counts = counts or self.counts(x, mask)
+        loss = ((self.dropout(x) @ self.w).square() * mask).sum() / counts["square"]
+        return loss, {"square": loss, "real": mask.sum() / counts["square"]}
+
+
+def whole_batch(padding: int = 0) -> dict:
+    torch.manual_seed(3)
+    x, mask = torch.randn(6, 4, 3), torch.rand(6, 4) > 0.4
+    pad = lambda value, fill: torch.cat([value, torch.full((6, padding, *value.shape[2:]), fill)], 1)
+    return {"x": pad(x, 9.0), "mask": pad(mask, False)}
+
+
+def cut(batch: dict, *sizes: int) -> list[dict]:
+    parts = [value.split(sizes) for value in batch.values()]
+    return [dict(zip(batch, values, strict=True)) for values in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("sizes", [(6,), (1, 5), (2, 2, 2), (1,) * 6])
+def test_any_cut_is_the_whole_batch(sizes, padding):
+    """Means of means would not be: the micro-batches have 1 to 20 real places."""
+    expected = Counted()
+    loss, _ = expected(**whole_batch())
+    loss.backward()
+    model = Counted()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    (terms,) = list(fit(model, [cut(whole_batch(padding), *sizes)], optimizer))
+    assert terms["loss"].item() == pytest.approx(loss.item(), rel=1e-6)
+    assert terms["real"].item() == pytest.approx(1.0)
+    torch.testing.assert_close(model.w.grad, expected.w.grad, rtol=1e-6, atol=1e-6)
+
+
+def test_micro_batches_by_hand():
+    # w = 1: places 1, 1 and 3 give (1 + 1 + 9) / 3; a mean of the two means would be (1 + 9) / 2.
+    model = Counted()
+    with torch.no_grad():
+        model.w.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    x = torch.tensor([[[1.0, 0, 0], [1.0, 0, 0]], [[3.0, 0, 0], [7.0, 0, 0]]])
+    mask = torch.tensor([[True, True], [True, False]])
+    (terms,) = list(fit(model, [cut({"x": x, "mask": mask}, 1, 1)], torch.optim.SGD(model.parameters(), lr=0.1)))
+    assert terms["loss"].item() == pytest.approx(11 / 3)
+    assert model.w[0].item() == pytest.approx(1 - 0.1 * 2 * 11 / 3)
+
+
+def test_a_step_without_labels_adds_nothing():
+    batch = whole_batch() | {"mask": torch.zeros(6, 4, dtype=torch.bool)}
+    model = Counted()
+    (terms,) = list(fit(model, [[batch]], torch.optim.SGD(model.parameters(), lr=0.1), clip=1.0))
+    assert terms["loss"].item() == terms["gradient_norm"].item() == 0
+
+
+def test_before_each_forward_pass():
+    model, called = Counted(), []
+    steps = [cut(whole_batch(), 3, 3), cut(whole_batch(), 6)]
+    list(fit(model, steps, torch.optim.SGD(model.parameters(), lr=0.1), before=lambda *at: called.append(at)))
+    assert called == [(1, 0), (1, 1), (2, 0)]
+
+
+def test_micro_batches_need_counts():
+    model = Square()
+    with pytest.raises(ValueError, match="Square has no `counts`, so its loss over 2 micro-batches"):
+        next(fit(model, [[{"x": torch.ones(1)}] * 2], torch.optim.SGD(model.parameters(), lr=0.1)))

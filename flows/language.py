@@ -1,0 +1,89 @@
+"""Language models: data, tokenizer and token ids once; then the recipes, then what is fine-tuned from them."""
+
+import os
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows._command import start
+from tasks.command import run
+from tasks.make import alone, make
+from tasks.notice import notice, standings
+from tasks.prune import prune
+from tasks.settings import SettingsError, read
+
+__all__ = ["ModelsFailed", "finetune", "language", "pretrain"]
+
+# Chains wait in tasks/slots.py for a device, so more workers than devices cost nothing and overlap gates with training.
+WORKERS = int(os.environ.get("ROOTSTOCK_WORKERS", "4"))
+
+
+class ModelsFailed(ValueError):
+    """Some models did not get through; the others did."""
+
+
+@task(task_run_name="{name}", cache_policy=NO_CACHE)
+def pretrain(name: str) -> list[str]:
+    """Pre-train, judge and promote one recipe: the stages that ran."""
+    steps = ("parts", "pretrain", "gate_pretrain", "promote_pretrain")
+    return [ran for step in steps for ran in make(f"{step}@{name}", single=True)]
+
+
+@task(task_run_name="{name}", cache_policy=NO_CACHE)
+def finetune(name: str) -> list[str]:
+    """Fine-tune, judge and promote one task: the stages that ran."""
+    steps = ("finetune", "gate_finetune", "promote_finetune")
+    return [ran for step in steps for ran in make(f"{step}@{name}", single=True)]
+
+
+@flow(log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))
+def language() -> dict[str, list[str]]:
+    """Bring every language model of params.yaml up to date, then remove what retired ones left.
+
+    A fine-tuning starts when the recipes are done, and is not tried when its own recipe failed.
+
+    Returns:
+        "tokens", each recipe and each task -> the stages that ran for it.
+
+    Raises:
+        StageFailed: something shared failed: data, tokenizer, token ids.
+        ModelsFailed: at the end, when all others are done; names each model and what its stage said.
+        SettingsError: a fine-tuning starts from a recipe that params.yaml does not have.
+        Busy: another run holds this checkout.
+    """
+    chosen = read("params.yaml:language")
+    parents = {name: entry.get("from") for name, entry in chosen["finetune"].items()}
+    if lost := {name: parent for name, parent in parents.items() if parent not in chosen["pretrain"]}:
+        words = ", ".join(f"{name} from {parent}" for name, parent in lost.items())
+        raise SettingsError(f"language.finetune: {words}; language.pretrain has {', '.join(chosen['pretrain'])}")
+    shared = [f"tokens@{name}" for name in chosen["tokens"]]
+    shared += dict.fromkeys(f"ingest@{entry['data']}" for entry in chosen["finetune"].values())
+    with alone():
+        make("registry", single=True)  # a registry that was lost makes each promotion stale
+        ran = {"tokens": [stage for name in shared for stage in make(name)]}  # and all that they need: data, tokenizer
+        results = _all(pretrain, chosen["pretrain"])
+        ready = [name for name, parent in parents.items() if not isinstance(results[parent], BaseException)]
+        results |= _all(finetune, ready)
+        retired = prune("params.yaml", "dvc.lock")
+    failed = {name: result for name, result in results.items() if isinstance(result, BaseException)}
+    ran |= {name: result for name, result in results.items() if name not in failed}
+    words = [f"- **{name}** failed: {error}" for name, error in failed.items()]
+    left = [name for name in parents if name not in results]
+    words += [f"- **{name}** was not tried: its recipe {parents[name]} failed" for name in left]
+    words += [f"- removed, as its model is retired: {path}" for path in retired]
+    notice("language", "Language models", standings(ran, Path("artifacts/language")), "\n".join(words))
+    if failed:
+        raise ModelsFailed(f"{len(failed)} of {len(results)} models failed, the others are done\n" + "\n".join(words))
+    return ran
+
+
+def _all(chain, names) -> dict[str, list[str] | BaseException]:
+    """Every chain side by side: name -> the stages that ran, or what went wrong."""
+    futures = {name: chain.submit(name) for name in names}
+    return {name: future.result(raise_on_failure=False) for name, future in futures.items()}
+
+
+if __name__ == "__main__":
+    run(lambda: start(language))

@@ -1,0 +1,1 @@
+"""The parts of an embedding, one file each: their sum is what the encoder reads."""

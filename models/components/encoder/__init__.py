@@ -1,0 +1,1 @@
+"""Encoders, one file each: hidden states and rows in, hidden states out."""

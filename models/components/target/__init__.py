@@ -1,0 +1,1 @@
+"""Targets, one file each: heads and losses on hidden states."""

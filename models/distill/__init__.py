@@ -1,0 +1,1 @@
+"""Distillation: each file is one published way for a small model to learn from a large one."""

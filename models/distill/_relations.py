@@ -1,0 +1,45 @@
+"""Relations between the places of a row: softmax of scaled dot products, compared place by place."""
+
+import torch
+from torch import Tensor
+
+from models.distill._maths import score_kl, wide
+from models.distill._signals import Shape
+
+__all__ = ["divergence", "relation", "split", "teacher_layer"]
+
+
+def relation(x_BHTK: Tensor, y_BHTK: Tensor, mask_BT: Tensor, causal: bool = False) -> Tensor:
+    """Scores x y^T / sqrt(K), at the dtype's minimum where the key is padding, or later if causal: (B, H, T, T).
+
+    In float32: halves lose what small differences between relations are made of.
+    """
+    x_BHTK, y_BHTK = wide(x_BHTK), wide(y_BHTK)
+    scores_BHTT = (x_BHTK * x_BHTK.shape[-1] ** -0.5) @ y_BHTK.mT
+    seen_BHTT = mask_BT[:, None, None, :]
+    if causal:
+        seen_BHTT = seen_BHTT & torch.ones_like(scores_BHTT[0, 0], dtype=torch.bool).tril()
+    return scores_BHTT.masked_fill(~seen_BHTT, torch.finfo(scores_BHTT.dtype).min)
+
+
+def divergence(student_BHTT: Tensor, teacher_BHTT: Tensor, mask_BT: Tensor) -> Tensor:
+    """KL(teacher || student) of softmaxed scores, averaged over heads and real places; 0 where there is none."""
+    kl_BHT = score_kl(student_BHTT, teacher_BHTT)
+    kept = kl_BHT.mean(1)[mask_BT]
+    return kept.mean() if kept.numel() else kept.sum()
+
+
+def split(x_BHTK: Tensor, heads: int) -> Tensor:
+    """The same features cut into another number of heads: (B, H, T, K) -> (B, heads, T, H K / heads).
+
+    The heads are put side by side behind each place before the cut; cutting them as they lie would mix places.
+    """
+    return x_BHTK.transpose(1, 2).flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def teacher_layer(layer: int | None, teacher: Shape) -> int:
+    """The number from 0 of a layer that is given from 1."""
+    layer = teacher.layers if layer is None else layer
+    if not 1 <= layer <= teacher.layers:
+        raise ValueError(f"layer {layer} was asked for, but the teacher has layers 1 to {teacher.layers}")
+    return layer - 1

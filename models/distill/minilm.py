@@ -1,0 +1,48 @@
+"""MiniLM: the student's last self-attention imitates two relations of the teacher's last one.
+
+    L = KL(A_t || A_s) + KL(R_t || R_s)
+    A = softmax(Q K^T / sqrt(d))    which token attends to which
+    R = softmax(V V^T / sqrt(d))    which values resemble each other
+
+Both are T x T: the student may be narrower and shallower, but has as many heads.
+Source: Wang et al., 2020, arXiv:2002.10957, section 3.
+"""
+
+from torch import Tensor
+
+from models.distill._maths import check_heads
+from models.distill._relations import divergence, relation, teacher_layer
+from models.distill._signals import Method, Shape, Signals
+
+__all__ = ["MiniLM"]
+
+
+class MiniLM(Method):
+    """Deep self-attention distillation: a scalar >= 0, in nats per head and real token.
+
+    Args:
+        layer: of the teacher, from 1; None for the last.
+        causal: for language models, which see no later place.
+
+    Raises:
+        ValueError: the heads differ in number; the teacher has no such layer.
+    """
+
+    needs = ("query", "key", "value")
+
+    def __init__(self, student: Shape, teacher: Shape, layer: int | None = None, causal: bool = False):
+        super().__init__(student, teacher)
+        check_heads("MiniLM", student, teacher, "use minilmv2")
+        self.layer, self.causal = teacher_layer(layer, teacher), causal
+
+    def layers(self) -> dict[str, dict[str, list[int]]]:
+        return {
+            "student": {name: [self.student.layers - 1] for name in self.needs},
+            "teacher": {name: [self.layer] for name in self.needs},
+        }
+
+    def forward(self, student: Signals, teacher: Signals) -> Tensor:
+        ends = ((student, -1), (teacher, self.layer))
+        attention = [relation(s.query[m], s.key[m], s.mask, self.causal) for s, m in ends]
+        values = [relation(s.value[m], s.value[m], s.mask, self.causal) for s, m in ends]
+        return divergence(*attention, student.mask) + divergence(*values, student.mask)

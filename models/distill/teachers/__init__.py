@@ -1,0 +1,1 @@
+"""Several teachers: each file is one published way in which they speak as one."""

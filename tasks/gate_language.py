@@ -1,0 +1,189 @@
+"""Judge a pre-trained or fine-tuned language model: bounds, the champion, and the folder that would be served.
+
+What training reported on rows it never saw is held against floors, ceilings and the champion's on the same rows; the
+folder itself is loaded with plain transformers in a process that has nothing of this repository. A closed gate is a
+result (exit 0): verdict.json for the promotion, verdict.html for a person.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from tasks import flavor, fresh, page, track
+from tasks.command import run
+from tasks.files import new_folder, read_json, write_json, write_text
+from tasks.judge import Check, compare, finite, merged, number
+from tasks.settings import SettingsError, read
+
+__all__ = ["PARTS", "gate_language", "judge_language", "rules_for"]
+
+PARTS = {"pretrain": "heldout", "finetune": "dev"}  # kind -> the part of metrics.json that counts
+KEYS = ("floors", "ceilings", "improvement")
+LOWER_IS_BETTER = ("loss", "perplexity", "error", "lm", "sp", "cls", "clr")  # ends of names: targets name their loss
+
+
+def rules_for(gates: Mapping, kind: str, name: str) -> dict:
+    """`gates.<kind>` with `gates.<name>` merged over it, key by key; a null takes a rule away.
+
+    Raises:
+        SettingsError: a key that does not exist, or a bound that is not a number; names all of them.
+    """
+    if kind not in PARTS:
+        raise SettingsError(f"there is no kind {kind!r} of language model; there are {', '.join(PARTS)}")
+    if name in PARTS:
+        raise SettingsError(f"a language model cannot be called {name!r}: below `gates` that is a kind of them")
+    rules = merged(gates.get(kind) or {}, gates.get(name) or {})
+    faults = [f"there is no rule {key!r}; the rules are {', '.join(KEYS)}" for key in rules if key not in KEYS]
+    faults += [f"{side}.{metric}: {bound!r} is no number" for side in ("floors", "ceilings")
+               for metric, bound in (rules.get(side) or {}).items() if number(bound) is None]  # fmt: skip
+    wanted = rules.get("improvement")
+    if wanted and (not isinstance(wanted.get("metric"), str) or number(wanted.get("margin")) is None):
+        faults.append(f"improvement needs a metric and a margin that is a number, got {wanted!r}")
+    if faults:
+        raise SettingsError(f"gates for {name}: {'; '.join(faults)}")
+    return rules
+
+
+def gate_language(gates: Mapping, kind: str, name: str, made: Path, out: Path) -> dict:
+    """Write `out`/verdict.json and verdict.html, and return the verdict.
+
+    Args:
+        gates: the `language.gates` part of params.yaml.
+        kind: "pretrain" or "finetune".
+        name: of the recipe or the task.
+        made: folder that tasks/pretrain.py or tasks/finetune.py wrote.
+
+    Raises:
+        SettingsError: the gate's settings cannot be applied.
+        RegistryUnreachable: whether there is a champion cannot be known.
+        PoisonedFolder: the model's folder could run code when read.
+        ValueError, OSError: a file is missing or unreadable.
+    """
+    rules = rules_for(gates, kind, name)
+    model = track.check_name(f"language-{name}")
+    found, about = read_json(made / "metrics.json"), read_json(made / "run.json")
+    config = flavor.check_folder(made / "model")
+    candidate = flavor.content(made / "model")
+    champion = track.by_alias(model, "champion")
+    faults: dict[str, str] = {}
+    try:
+        [(_, seen)] = fresh.recall(made / "model") if config else [({}, {})]
+    except fresh.FreshProcessFailed as error:
+        faults["the folder loads"], seen = str(error), {}
+    size = sum(file.stat().st_size for file in (made / "model").rglob("*") if file.is_file()) / 2**20
+    evidence = {
+        "part": PARTS[kind],
+        "metrics": found.get(PARTS[kind]) or {},
+        "model": {"size_mb": size, **{key: about[key] for key in ("parameters", "seconds") if key in about}},
+        "export": found.get("export") or {},
+        "seen": seen,
+        "faults": faults,
+        "champion": champion and _champion(champion, candidate, about["fingerprint"], PARTS[kind]),
+    }
+    checks = judge_language(rules, evidence)
+    verdict = {
+        "name": name,
+        "kind": kind,
+        "model": model,
+        "passed": all(check.passed is not False for check in checks),
+        "checks": [asdict(check) for check in checks],
+        "candidate": candidate,
+        "champion": champion and {"version": champion.number, "content": champion.tags.get("content_sha256")},
+        "metrics": {PARTS[kind]: evidence["metrics"]},
+        "model_metrics": evidence["model"],
+        "slices": [],
+        "rows": about["evaluated_rows"],
+        "rules": rules,
+    }
+    pictures = {"curve.png": (made / "curve.png").read_bytes()} if (made / "curve.png").is_file() else {}
+    with new_folder(out) as folder:
+        write_json(folder / "verdict.json", verdict)
+        write_text(folder / "verdict.html", page.page(verdict, pictures))
+    return verdict
+
+
+def judge_language(rules: Mapping, evidence: Mapping) -> list[Check]:
+    """Every check of a gate; it is open when none of them failed.
+
+    Args:
+        rules: from `rules_for`.
+        evidence: what `gate_language` gathered: `part` and its `metrics` {name: value}, `model` {name: value}, `export`
+            of metrics.json, `seen` by tasks/recall.py, `champion`, `faults` {what: why}.
+    """
+    part, known = evidence["part"], evidence["metrics"] | evidence["model"]
+    checks = [Check(name, False, reason=reason) for name, reason in sorted(evidence["faults"].items())]
+    if not evidence["metrics"]:
+        checks.append(Check(f"{part}: metrics", False, reason=f"metrics.json has nothing below {part!r}"))
+    checks += [finite(f"{part}: {metric}", value) for metric, value in sorted(evidence["metrics"].items())]
+    for side in ("floors", "ceilings"):
+        for metric, bound in sorted((rules.get(side) or {}).items()):
+            checks.append(compare(metric, known.get(metric), number(bound), side))
+    checks += _facts(evidence["export"], evidence["seen"])
+    checks += _improvement(rules.get("improvement"), evidence)
+    return checks
+
+
+def _facts(export: Mapping, seen: Mapping) -> list[Check]:
+    """The exported folder is the trained model, and plain transformers reads all of it."""
+    off = number(export.get("max_difference"))
+    reason = f"largest difference {off:.2g}" if off is not None else "metrics.json does not say how far it is off"
+    checks = [Check("export equals the trained model", export.get("equal") is True, off, None, reason)]
+    if not seen:  # a model that transformers has no class for, or one that could not be asked, which is a fault above
+        return checks
+    faults = [f"{what} {', '.join(seen[what])}" for what in ("missing", "unexpected", "mismatched") if seen[what]]
+    told = "; ".join(faults) or "every tensor has its place"
+    checks.append(Check(f"loads as {seen['class']}", not faults, reason=told))
+    # A class without the pooler of its body is common; anything else that AutoModel has to make up is a fault.
+    lacking = [name for name in seen["plain_missing"] if not name.startswith("pooler.")]
+    other = (("lacks", lacking), ("changed", seen["plain_other"]))
+    faults = [f"{what} {', '.join(names)}" for what, names in other if names]
+    told = "; ".join(faults) or "the same tensors"
+    checks.append(Check(f"loads with AutoModel, as {seen['plain_class']}", not faults, reason=told))
+    return checks
+
+
+def _improvement(wanted: Mapping | None, evidence: Mapping) -> list[Check]:
+    champion, part = evidence["champion"], evidence["part"]
+    if not wanted:
+        return [Check("improvement", None, reason="the settings ask for no comparison with the champion")]
+    if champion is None:
+        return [Check("improvement", True, reason="there is no champion yet: nothing to compare with")]
+    if champion["same"]:
+        told = f"these bytes are already the champion, version {champion['version']}"
+        return [Check("improvement", True, reason=told)]
+    metric, margin = wanted["metric"], number(wanted["margin"])
+    name = f"{part}: {metric} against version {champion['version']}"
+    if not champion["same_rows"]:
+        return [Check(name, None, reason="the champion was measured on other rows: the numbers say nothing together")]
+    ours, theirs = number(evidence["metrics"].get(metric)), number(champion["metrics"].get(metric))
+    if ours is None or theirs is None:
+        return [Check(name, False, None, margin, f"candidate {ours}, champion {theirs}: there is nothing to compare")]
+    better = theirs - ours if metric.endswith(LOWER_IS_BETTER) else ours - theirs
+    passed = better >= margin
+    text = f"{ours:.6g}, the champion has {theirs:.6g}: better by {better:+.4g}"
+    return [Check(name, passed, better, margin, f"{text}, which {'is not' if passed else 'is'} below {margin:+.4g}")]
+
+
+def _champion(champion, candidate: str, rows: str, part: str) -> dict:
+    """What the champion was measured to do, and whether on the rows that the candidate was measured on."""
+    measured = track.run_data(champion.run)[1]
+    return {
+        "version": champion.number,
+        "same": champion.tags.get("content_sha256") == candidate,
+        "same_rows": champion.tags.get("rows_sha256") == rows,
+        "metrics": {name.removeprefix(f"{part}."): value for name, value in measured.items() if name.startswith(part)},
+    }
+
+
+def main(address: str, kind: str, name: str, made: str, out: str) -> None:
+    """python -m tasks.gate_language params.yaml:language.gates pretrain|finetune NAME MADE OUT"""
+    verdict = gate_language(read(address), kind, name, Path(made), Path(out))
+    state = "open" if verdict["passed"] else "CLOSED"
+    print(f"gate of {verdict['model']}: {state}, {len(verdict['checks'])} checks; see {out}/verdict.html")
+    for check in verdict["checks"]:
+        if check["passed"] is False:
+            print(f"  {check['name']}: {check['reason']}")
+
+
+if __name__ == "__main__":
+    run(main)

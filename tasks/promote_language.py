@@ -1,0 +1,135 @@
+"""A language model's verdict -> the registry: an open gate makes a version that transformers loads, and the champion.
+
+As tasks/promote.py does it for recommenders: a version is known by the SHA-256 of its files, so whatever is repeated
+makes no second one; a closed gate leaves a run with its evidence, no version, and the old champion.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import polars as pl
+
+from tasks import flavor, fresh, track
+from tasks.command import run
+from tasks.files import digest, read_json, write_json
+from tasks.gate_language import PARTS
+from tasks.promote import ATTACHED, ReplayFailed, StaleVerdict, changes, crown, git_state, refuse_stale, reject
+
+__all__ = ["promote_language", "replay"]
+
+ALIKE = 1e-5  # of the largest answer: the same weights in another process, whose sums may be cut otherwise
+EVIDENCE = ("metrics.json", "run.json", "recipe.json", "predictions.parquet")
+
+
+def promote_language(kind: str, name: str, judged: Path, made: Path, receipt: Path) -> dict:
+    """Carry out the verdict in the folder `judged`, write the receipt and return it.
+
+    Args:
+        kind: "pretrain" or "finetune".
+        name: of the recipe or the task.
+        made: folder of tasks/pretrain.py or tasks/finetune.py.
+
+    Returns:
+        status "promoted", "rejected" or "rolled back" (these files were the champion, and a person took them back).
+
+    Raises:
+        StaleVerdict: the gate must be run again.
+        ReplayFailed: registered as challenger, but not fit to serve; the champion is as it was.
+        RegistryUnreachable: nothing happened.
+    """
+    verdict = read_json(judged / "verdict.json")
+    model = track.check_name(f"language-{name}")
+    flavor.check_folder(made / "model")
+    content = flavor.content(made / "model")
+    if content != verdict["candidate"]:
+        raise StaleVerdict(f"{judged}/verdict.json judged {verdict['candidate'][:12]}, {made}/model is now "
+                           f"{content[:12]}; run the gate of {name} again")  # fmt: skip
+    champion = track.by_alias(model, "champion")
+    reasons = [f"{check['name']}: {check['reason']}" for check in verdict["checks"] if check["passed"] is False]
+    record = _record(kind, name, content, verdict, judged, made, champion)
+    if reasons:
+        done = {"status": "rejected", "reasons": reasons, "run": reject(model, record)}
+    else:
+        refuse_stale(verdict, judged, champion, content)
+        version = track.find(model, "content_sha256", content) or _register(model, record, made)
+        done = crown(version, champion, lambda made: {"replay_difference": f"{replay(made):.2g}"})
+    done |= {"model": model, "content": content, "champion": done.get("champion", champion and champion.number)}
+    write_json(receipt, done)
+    return done
+
+
+def replay(version: track.Version) -> float:
+    """Load a version by `mlflow.transformers.load_model` in a fresh process: it answers as its files did when judged.
+
+    Returns:
+        the largest difference of its answers from those of its files with plain transformers, over their size.
+
+    Raises:
+        ReplayFailed: its files are not the registered ones, or it answers otherwise.
+        FreshProcessFailed: it cannot be loaded.
+    """
+    with TemporaryDirectory() as place:
+        files = track.model_files(version, Path(place) / "version")
+        if flavor.content(files / "model") != version.tags.get("content_sha256"):
+            raise ReplayFailed(f"{version.uri}: its files are not those that were registered; nothing was loaded")
+        if not flavor.check_folder(files / "model"):
+            return 0.0  # the very files, and no class of transformers to ask
+        (expected, _), (found, _) = fresh.recall(files / "model", files)
+    if sorted(found) != sorted(expected):
+        raise ReplayFailed(f"{version.uri} answers {', '.join(sorted(found))}, its files {', '.join(sorted(expected))}")
+    off = {name: float((part - found[name]).abs().max() / part.abs().max().clamp(min=1)) if part.shape ==
+           found[name].shape else float("inf") for name, part in expected.items()}  # fmt: skip
+    name, worst = max(off.items(), key=lambda pair: pair[1])
+    if not worst <= ALIKE:  # also when it is NaN
+        raise ReplayFailed(f"{version.uri} differs from its files in {name} by {worst:.2g}; the champion is as it was")
+    return worst
+
+
+def _record(kind: str, name: str, content: str, verdict: Mapping, judged: Path, made: Path, champion) -> dict:
+    """What is written to the run, whatever becomes of it."""
+    about, part = read_json(made / "run.json"), PARTS[kind]
+    params = {key: value for key, value in about.items() if key not in ("seconds", "tokens", "steps")}
+    metrics = {f"{part}.{metric}": value for metric, value in verdict["metrics"][part].items()}
+    # Under another name than the curve's column: MLflow refuses one metric twice at a step.
+    metrics |= {"system/seconds" if key == "seconds" else key: value for key, value in verdict["model_metrics"].items()}
+    files = {"verdict": judged, "changes.md": changes(champion, params, metrics)}
+    files |= {f"evidence/{file}": made / file for file in EVIDENCE if (made / file).is_file()}
+    files |= {"plots/curve.png": made / "curve.png"} if (made / "curve.png").is_file() else {}
+    files |= {f"rebuild/{file}": Path(file) for file in ATTACHED if Path(file).is_file()}
+    revision, dirty = git_state()
+    tags = {
+        "content_sha256": content,
+        "rows_sha256": about["fingerprint"],
+        "git_revision": revision,
+        "git_dirty": str(dirty).lower(),
+        "stage": f"{kind}@{name}",
+        "paths": str(made / "model"),
+        "verdict": "passed" if verdict["passed"] else "closed",
+        "verdict_sha256": digest(judged / "verdict.json"),
+    }
+    curve = pl.read_csv(made / "curve.csv").to_dicts()
+    return {"params": params, "metrics": metrics, "curve": curve, "files": files, "tags": tags,
+            "data": (kind, about["fingerprint"])}  # fmt: skip
+
+
+def _register(model: str, record: dict, made: Path) -> track.Version:
+    known = {"kind": "candidate", "content_sha256": record["tags"]["content_sha256"]}
+    logged = track.find_run(**known)  # a process may have died between its run and its version
+    logged = logged or track.log_run(f"{model} candidate", **record | {"tags": record["tags"] | known})
+    return track.register_folder(logged, model, made / "model", record["metrics"], record["tags"])
+
+
+def main(kind: str, name: str, judged: str, made: str, receipt: str) -> None:
+    """python -m tasks.promote_language pretrain|finetune NAME GATE_FOLDER MADE RECEIPT.json"""
+    done = promote_language(kind, name, Path(judged), Path(made), Path(receipt))
+    version = f" version {done['version']}" if "version" in done else ""
+    champion = f"champion: version {done['champion']}" if done["champion"] else "no champion yet"
+    print(
+        f"{done['model']}:{version} {done['status']}; {champion}"
+        + "".join(f"\n  {reason}" for reason in done.get("reasons", []))
+    )
+
+
+if __name__ == "__main__":
+    run(main)
