@@ -40,6 +40,8 @@ from tasks.training import use_threads
 
 __all__ = ["Start", "finetune", "kinds", "load_start", "retarget", "rows_of"]
 
+EXTRA = "extra"  # a folder, as not every kind of task leaves every file
+
 KEYS = ("from", "kind", "data", "length", "settings", "head", "lora", "training")
 SPLITS = ("train", "dev", "test")
 # BERT's own (arXiv:1810.04805, appendix A.3); models of a few layers learn faster with a larger lr.
@@ -80,7 +82,7 @@ def finetune(
         ingest: folder with rows/train.parquet, rows/dev.parquet and, if any, rows/test.parquet.
         source: what tasks/pretrain.py wrote, or any folder of transformers with its tokenizer.
         out: takes model/, recipe.json, run.json, metrics.json {"dev", "test", "export"}, predictions.parquet,
-            curve.csv, curve.png; confusion.png where rows have classes; adapter/ with `lora`.
+            curve.csv, and extra/: curve.png, confusion.png where rows have classes, adapter/ with `lora`.
         checkpoints: folder of the run's own checkpoints, emptied when it is done; None keeps none.
 
     Returns:
@@ -117,8 +119,9 @@ def finetune(
         return {}
     tuned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with new_folder(out) as folder:
+        (folder / EXTRA).mkdir()
         if lora:
-            save_adapter(model, lora, recipe, start.family, str(source), folder / "adapter", kind.loader)
+            save_adapter(model, lora, recipe, start.family, str(source), folder / EXTRA / "adapter", kind.loader)
             merge_lora(model)
         export, loaded = save_model(model, recipe, start, kind, examples["dev"], folder / "model")
         found, answers = _answers(kind, model, loaded, rows, examples, settings)
@@ -151,7 +154,7 @@ def finetune(
         pl.concat(answers).write_parquet(folder / "predictions.parquet")
         _write_curve(folder, done.curve, kind.metric)
         if picture := kind.picture(answers[0]):
-            (folder / "confusion.png").write_bytes(picture)
+            (folder / EXTRA / "confusion.png").write_bytes(picture)
     if checkpoints:
         shutil.rmtree(checkpoints, ignore_errors=True)
     shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics["dev"].items())
@@ -162,14 +165,14 @@ def finetune(
 
 
 def _write_curve(folder: Path, curve: list[dict], metric: str) -> None:
-    """curve.csv, and curve.png with both losses and the metric that chose the best weights."""
+    """curve.csv, and extra/curve.png with both losses and the metric that chose the best weights."""
     table = pl.DataFrame(curve, infer_schema_length=None)
     table.write_csv(folder / "curve.csv")
     shown = table.select(
         name for name in ("step", "loss", "heldout_loss", f"heldout_{metric}") if name in table.columns
     )
     rows = shown.with_columns(pl.exclude("step").cast(pl.Float64).fill_null(float("nan"))).to_dicts()
-    (folder / "curve.png").write_bytes(plots.curves(rows))
+    (folder / EXTRA / "curve.png").write_bytes(plots.curves(rows))
 
 
 # ---------------------------------------------------------------- what to begin from

@@ -95,7 +95,8 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, out: Path) -
         "rows": about["evaluated_rows"],
         "rules": rules,
     }
-    pictures = {"curve.png": (made / "curve.png").read_bytes()} if (made / "curve.png").is_file() else {}
+    drawn = [made / "curve.png", *sorted((made / "extra").glob("*.png"))]
+    pictures = {picture.name: picture.read_bytes() for picture in drawn if picture.is_file()}
     with new_folder(out) as folder:
         write_json(folder / "verdict.json", verdict)
         write_text(folder / "verdict.html", page.page(verdict, pictures))

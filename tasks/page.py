@@ -24,6 +24,7 @@ CAPTION = {
     "roc.png": "Ranking: how many positives are caught at each rate of false alarms",
     "reliability.png": "Calibration: on the dashed line, predictions are true rates",
     "curve.png": "Training: loss and held-out loss over the steps, and what else was measured",
+    "confusion.png": "Which class was said for which",
     "difference.png": "Against the champion, on the same rows, resampling whole users",
 }
 

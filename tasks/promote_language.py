@@ -95,7 +95,8 @@ def _record(kind: str, name: str, content: str, verdict: Mapping, judged: Path, 
     metrics |= {"system/seconds" if key == "seconds" else key: value for key, value in verdict["model_metrics"].items()}
     files = {"verdict": judged, "changes.md": changes(champion, params, metrics)}
     files |= {f"evidence/{file}": made / file for file in EVIDENCE if (made / file).is_file()}
-    files |= {"plots/curve.png": made / "curve.png"} if (made / "curve.png").is_file() else {}
+    drawn = [made / "curve.png", *sorted((made / "extra").glob("*.png"))]
+    files |= {f"plots/{picture.name}": picture for picture in drawn if picture.is_file()}
     files |= {f"rebuild/{file}": Path(file) for file in ATTACHED if Path(file).is_file()}
     revision, dirty = git_state()
     tags = {

@@ -80,8 +80,8 @@ def test_every_kind_is_trained_exported_and_equal(made, tmp_path, kind):
     assert about["evaluated_rows"] == len(rows["dev"])
     curve = pl.read_csv(out / "curve.csv")
     assert curve["step"].to_list()[0] == 0 and curve["heldout_loss"].null_count() == 0
-    assert (out / "curve.png").read_bytes()[:4] == b"\x89PNG"
-    assert (out / "confusion.png").exists() == (kind in ("classification", "pairs"))
+    assert (out / "extra/curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert (out / "extra/confusion.png").exists() == (kind in ("classification", "pairs"))
 
 
 def test_plain_transformers_gives_the_same_classes(made, tmp_path):
@@ -186,7 +186,7 @@ def test_lora_trains_adapters_and_head_only(made, tmp_path):
     assert changed and all(name.rpartition(".")[0].endswith(("query", "value")) for name in changed)
     assert about["trained_parameters"] < about["parameters"] / 4
     assert metrics["export"]["equal"] is True
-    assert {file.name for file in (out / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {file.name for file in (out / "extra/adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     AutoModelForSequenceClassification.from_pretrained(out / "model")
 
 
