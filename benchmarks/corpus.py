@@ -4,12 +4,14 @@
 
 CACHE is a folder outside the repository for what is written; TEXTS are files or folders that tasks/datasets/corpora.py
 reads, each measured on its own. Needs the `datasets` package, which nothing else here does. Both get Parquet files of
-the same sentences and two processes; ours also finds where words start. Each run is a process of its own, in turn.
+the same sentences and two cores; ours also finds where words start. Each run is a process of its own, in turn.
+Linux only: memory is read from /proc.
 """
 
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,8 +24,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 REPEATS, WORKERS, VOCABULARY = 3, 2, 21_128
 KINDS = ("wordpiece", "bpe")
-SIZES = (1, 2, 4)  # copies of the texts, for the memory
-ROW_GROUP = 4096
+SIZES = (2, 4, 8)  # copies of the first texts, for the memory
 
 
 def main(cache: str, *texts: str) -> None:
@@ -43,7 +44,8 @@ def main(cache: str, *texts: str) -> None:
             print(lines[-1])
     for copies in SIZES:
         run = measured("ours", cache / "0", KINDS[0], copies)
-        memory.append(f"| {run['tokens']:,} | {run['peak']:.0f} | {run['seconds']:.1f} |")
+        each = " + ".join(f"{mib:.0f}" for mib in run["peaks"])
+        memory.append(f"| {run['tokens']:,} | {run['peak']:.0f} | {each} | {run['seconds']:.1f} |")
         print(memory[-1])
     write(lines, memory)
 
@@ -54,14 +56,15 @@ def prepared(home: Path, source: Path) -> Path:
 
     from tasks.datasets import corpora
     from tasks.files import write_json
+    from tasks.ingest_text import GROUP_ROWS
     from tasks.tokenizer import make_tokenizer
 
     shutil.rmtree(home, ignore_errors=True)
     frame = corpora.read(source).collect()
-    for copies in SIZES:
+    for copies in (1, *SIZES):
         folder = home / f"rows{copies}"
         (folder / "rows").mkdir(parents=True)
-        pl.concat([frame] * copies).write_parquet(folder / "rows/train.parquet", row_group_size=ROW_GROUP)
+        pl.concat([frame] * copies).write_parquet(folder / "rows/train.parquet", row_group_size=GROUP_ROWS)
         write_json(folder / "manifest.json", {"kind": "documents", "rows": {"train": 0}, "digest": ""})
     frame.select(pl.col("sentences").explode().alias("text")).write_parquet(home / "sentences.parquet")
     for kind in KINDS:
@@ -70,22 +73,34 @@ def prepared(home: Path, source: Path) -> Path:
 
 
 def measured(name: str, home: Path, kind: str, copies: int = 1) -> dict:
-    """Run one program in a process of its own; peak: resident memory of it and its workers together, in MiB."""
+    """Run one program in a process of its own.
+
+    peak: the sum of the greatest memory of it and of each of its workers (`peaks`), in MiB, without mapped files; pages
+    that several processes share are divided among them.
+    """
     import psutil
 
     words = [sys.executable, __file__, "--run", name, str(home), kind, str(copies)]
     told = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    process, peak = subprocess.Popen(words, env=told, stdout=subprocess.PIPE, text=True), 0
+    process, peaks = subprocess.Popen(words, env=told, stdout=subprocess.PIPE, text=True), {}
     while process.poll() is None:
         try:
             known = psutil.Process(process.pid)
-            peak = max(peak, sum(each.memory_info().rss for each in (known, *known.children(recursive=True))))
-        except psutil.NoSuchProcess:
+            for each in (known, *known.children(recursive=True)):
+                peaks[each.pid] = max(peaks.get(each.pid, 0), own_memory(each.pid))
+        except (psutil.NoSuchProcess, OSError):
             pass
         time.sleep(0.05)
     if process.returncode:
         sys.exit(f"{name} ended with {process.returncode}")
-    return {**json.loads(process.stdout.read().splitlines()[-1]), "peak": peak / 2**20}
+    peaks = sorted(peaks.values(), reverse=True)
+    return {**json.loads(process.stdout.read().splitlines()[-1]), "peak": sum(peaks), "peaks": peaks}
+
+
+def own_memory(pid: int) -> float:
+    """MiB that no file stands behind."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) / 1024
 
 
 def ours(home: Path, kind: str, copies: int) -> int:
@@ -115,7 +130,8 @@ def row(source: str, kind: str, ours: list[dict], theirs: list[dict]) -> str:
     peak = [median(run["peak"] for run in runs) for runs in (ours, theirs)]
     told = [f"{median(s):,.0f} ({min(s):,.0f} to {max(s):,.0f})" for s in speed]
     ratio = median(speed[0]) / median(speed[1])
-    cells = [source, kind, f"{ours[0]['tokens']:,}", *told, f"{ratio:.2f}", *(f"{mib:.0f}" for mib in peak)]
+    work = [f"{median(run['cpu'] for run in runs):.1f}" for runs in (ours, theirs)]
+    cells = [source, kind, f"{ours[0]['tokens']:,}", *told, f"{ratio:.2f}", *work, *(f"{mib:.0f}" for mib in peak)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -129,19 +145,20 @@ def write(lines: list[str], memory: list[str]) -> None:
     python benchmarks/corpus.py CACHE TEXTS...
 
 {versions}, Python {platform.python_version()};
-{WORKERS} processes on {len(os.sched_getaffinity(0))} cores shared with other work: read the ratios.
+{WORKERS} processes at most on {len(os.sched_getaffinity(0))} cores shared with other work: read the ratios.
 Medians of {REPEATS} runs in turn (least to greatest), from the call to the files on disk, workers' start included,
 imports not. The same tokens in both; ours also writes where words start. Tokenizers trained on the same texts,
-{VOCABULARY:,} ids at most.
+{VOCABULARY:,} ids at most. CPU: seconds of all processes together. Memory: the greatest of each process, added up,
+without mapped files.
 
-| texts | tokenizer | tokens | ours, 1,000 tokens/s | `datasets.map` | ratio | ours, peak MiB | theirs |
-|---|---|---|---|---|---|---|---|
+| texts | tokenizer | tokens | 1,000 tokens/s | `datasets.map` | ratio | CPU s | theirs | MiB | theirs |
+|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(lines)}
 
-The same texts once, twice and four times, ours, wordpiece, one run each; memory of all processes together:
+The first texts {", ".join(map(str, SIZES))} times, ours, wordpiece, one run each:
 
-| tokens | peak, MiB | seconds |
-|---|---|---|
+| tokens | memory, MiB | of each process | seconds |
+|---|---|---|---|
 {chr(10).join(memory)}
 """
     (REPOSITORY / "benchmarks/results/corpus.md").write_text(text)
@@ -153,9 +170,11 @@ def run(name: str, home: str, kind: str, copies: str) -> None:
     if name == "datasets":
         import datasets  # noqa: F401
         import transformers  # noqa: F401
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     count = {"ours": ours, "datasets": theirs}[name](Path(home), kind, int(copies))
-    print(json.dumps({"tokens": count, "seconds": time.perf_counter() - began}))
+    seconds, workers = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = time.process_time() - worked + workers.ru_utime + workers.ru_stime
+    print(json.dumps({"tokens": count, "seconds": seconds, "cpu": cpu}))
 
 
 if __name__ == "__main__":

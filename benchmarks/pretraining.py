@@ -33,9 +33,10 @@ LAYERS = {"layers": 4, "heads": 4, "inner": 1024}
 BATCHES, TEXTS_READ = 2, 20_000
 OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01, "fused": True}
 
-BERT, GPT2, ROTARY = "BERT", "GPT-2", "GPT-2 shape, rotary, untied, no dropout"
+BERT, GPT2, ROTARY, MLM = "BERT", "GPT-2", "GPT-2, rotary, untied, no dropout", "BERT, masked words only"
 PLAIN, STOCK, LITGPT, OURS = "transformers, logits at masked places", "transformers", "litgpt", "Rootstock"
 CONTENDERS = {BERT: (OURS, PLAIN, STOCK), GPT2: (OURS, STOCK), ROTARY: (OURS, LITGPT)}
+PACKING = {MLM: PLAIN, GPT2: STOCK}  # without next sentences: packed rows hold many documents, and none follows another
 
 
 def main() -> None:
@@ -107,11 +108,11 @@ def batch_of(model: str, ids, rng, real=None, documents=None, positions=None) ->
 
     real = np.ones(ids.shape, bool) if real is None else real
     fields = {"ids": ids}
-    if model == BERT:
+    if model in (BERT, MLM):
         asked = real & (rng.random(ids.shape) < MASKED)
         fields["ids"] = np.where(asked, 4, ids)
         fields["labels_mlm"] = np.where(asked, ids, -100)
-        if documents is None:  # packed rows hold many documents, and no sentence follows another
+        if model == BERT:
             fields["segments"] = np.broadcast_to(np.arange(ids.shape[1]) >= ids.shape[1] // 2, ids.shape)
             fields["labels_sp"] = rng.integers(0, 2, len(ids))
     else:
@@ -137,9 +138,11 @@ def recipe(model: str, dropout: float | None = None) -> dict:
     if model == ROTARY:
         changes |= {"embedding": {"position": None}, "tie": False, "dropout": 0.0}
         changes |= {"encoder": {"transformer": LAYERS | {"positions": "rotary"}}}
+    if model == MLM:
+        changes["target"] = {"sp": None}
     if dropout is not None:
         changes["dropout"] = dropout
-    return read_recipe("bert" if model == BERT else "gpt2", None, changes).model
+    return read_recipe("bert" if model in (BERT, MLM) else "gpt2", None, changes).model
 
 
 def ours(model: str, dropout: float | None = None):
@@ -158,7 +161,8 @@ def transformers_of(model: str, cache: Path, dropout: float | None = None):
 
     from models.components.pretrained import save
 
-    family, kind = ("bert", "BertForPreTraining") if model == BERT else ("gpt2", "GPT2LMHeadModel")
+    kind = {BERT: "BertForPreTraining", MLM: "BertForMaskedLM", GPT2: "GPT2LMHeadModel"}[model]
+    family = "gpt2" if model == GPT2 else "bert"
     folder = save(ours(model, dropout), recipe(model, dropout), cache / "weights" / family, family)
     return getattr(transformers, kind).from_pretrained(folder).train()
 
@@ -211,8 +215,10 @@ def contender(model: str, name: str, cache: Path, dropout: float | None = None):
 
 
 def bert_fields(batch: dict) -> dict:
-    fields = {"input_ids": batch["ids"], "token_type_ids": batch["segments"], "labels": batch["labels_mlm"]}
-    return fields | {"next_sentence_label": batch["labels_sp"]} | attended(batch)
+    fields = {"input_ids": batch["ids"], "labels": batch["labels_mlm"]}
+    if "labels_sp" in batch:
+        fields |= {"token_type_ids": batch["segments"], "next_sentence_label": batch["labels_sp"]}
+    return fields | attended(batch)
 
 
 def gpt2_fields(batch: dict) -> dict:
@@ -230,11 +236,13 @@ def masked_loss(network, batch: dict):
     from torch.nn import functional as F
 
     fields = bert_fields(batch)
-    labels, follows = fields.pop("labels"), fields.pop("next_sentence_label")
-    hidden, pooled = network.bert(**fields)[:2]
-    asked = labels != -100
-    logits, second = network.cls.predictions(hidden[asked]), network.cls.seq_relationship(pooled)
-    return F.cross_entropy(logits.float(), labels[asked]) + F.cross_entropy(second.float(), follows)
+    labels, follows = fields.pop("labels"), fields.pop("next_sentence_label", None)
+    found, asked = network.bert(**fields), labels != -100
+    logits = network.cls.predictions(found.last_hidden_state[asked])
+    loss = F.cross_entropy(logits.float(), labels[asked])
+    if follows is not None:
+        loss = loss + F.cross_entropy(network.cls.seq_relationship(found.pooler_output).float(), follows)
+    return loss
 
 
 def litgpt_loss(network, batch: dict):
@@ -347,28 +355,202 @@ def memory(model: str, cache: Path) -> dict:
     return found
 
 
+def packing(model: str, texts: list, cache: Path, repeats: int) -> dict:
+    """(contender, "packed" or "padded") -> CPU seconds of a real token, one number a repeat."""
+    import torch
+
+    rows = {"packed": packed_batches(model, texts), "padded": padded_batches(model, texts)}
+    steps = {}
+    for name, kind in ((OURS, "packed"), (OURS, "padded"), (PACKING[model], "padded")):
+        network, loss = contender(model, name, cache)
+        steps[name, kind] = updates(name, network, loss, rows[kind], torch.float32)
+    real = {kind: sum(places(batch) for batch in made) / len(made) for kind, made in rows.items()}
+    return {
+        key: [second / real[key[1]] for second in seconds]
+        for key, seconds in alternating(steps, BATCHES, repeats).items()
+    }
+
+
+def places(batch: dict) -> int:
+    """Real tokens, specials among them."""
+    return int(batch["mask"].sum()) if "mask" in batch else batch["ids"].numel()
+
+
+def packed_batches(model: str, texts: list) -> list[dict]:
+    """Whole documents, each between its two special tokens, in rows by best fit."""
+    import numpy as np
+
+    from models.language.packing import best_fit
+
+    rng = np.random.default_rng(7)
+    texts = [texts[number][: LENGTH - 2] for number in rng.permutation(len(texts))[: 40 * BATCHES * ROWS]]
+    plan = best_fit([len(text) for text in texts], LENGTH, seed=7, overhead=2)
+    made, order = [], rng.permutation(len(plan))
+    for start in range(0, BATCHES * ROWS, ROWS):
+        ids, documents, positions = (np.zeros((ROWS, LENGTH), np.int64) for _ in range(3))
+        for row, number in enumerate(order[start : start + ROWS]):
+            place = 0
+            for document in range(plan.rows[number], plan.rows[number + 1]):
+                text = wrapped(texts[plan.document[document]])
+                here = slice(place, place := place + len(text))
+                ids[row, here], documents[row, here] = text, document - plan.rows[number]
+                positions[row, here] = np.arange(len(text))
+        made.append(batch_of(model, ids, rng, ids != 0, documents, positions))
+    return made
+
+
+def padded_batches(model: str, texts: list) -> list[dict]:
+    """A document a row, padded to the longest of the batch."""
+    import numpy as np
+
+    rng, made = np.random.default_rng(7), []
+    for numbers in rng.permutation(len(texts))[: BATCHES * ROWS].reshape(BATCHES, ROWS):
+        chosen = [wrapped(texts[number][: LENGTH - 2]) for number in numbers]
+        ids = np.zeros((ROWS, max(len(text) for text in chosen)), np.int64)
+        for row, text in enumerate(chosen):
+            ids[row, : len(text)] = text
+        made.append(batch_of(model, ids, rng, ids != 0))
+    return made
+
+
+def wrapped(text) -> list[int]:
+    return [2, *text, 3]
+
+
+def made_texts() -> list:
+    """Token numbers of made-up texts; lengths log-normal around 32, as sentences of many corpora are."""
+    import numpy as np
+
+    rng = np.random.default_rng(7)
+    return [words(rng, (int(size),)) for size in rng.lognormal(np.log(32), 0.7, TEXTS_READ).clip(2, 1000)]
+
+
+def read_texts(folder: Path) -> list:
+    """Token numbers of the first texts of each file, by a WordPiece tokenizer trained on them."""
+    import polars as pl
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    lines = []
+    for path in sorted(folder.rglob("*.parquet")):
+        frame = pl.scan_parquet(path)
+        column = next(name for name, kind in frame.collect_schema().items() if kind == pl.String)
+        lines += frame.select(column).drop_nulls().head(TEXTS_READ).collect().to_series().to_list()
+    for path in sorted(folder.rglob("*.txt")):
+        lines += path.read_text().splitlines()[:TEXTS_READ]
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        raise SystemExit(f"error: {folder} has neither a .parquet with a column of texts nor a .txt")
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(
+        lines, trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
+    )
+    return [found.ids for found in tokenizer.encode_batch(lines) if found.ids]
+
+
 def ratio(theirs: list[float], our: list[float]) -> str:
     """Median over repeats of their seconds / our seconds, and the extremes."""
     each = sorted(t / o for t, o in zip(theirs, our, strict=True))
     return f"**{median(each):.2f}** ({each[0]:.2f} to {each[-1]:.2f})"
 
 
+# The report
+
+
 def everything(options) -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
-    for model in options.models:
-        print(model, "same work:", same_work(model, options.cache), flush=True)
-        if "speed" in options.parts:
-            seconds = speed(model, options.cache, options.repeats)
-            for (name, dtype), found in seconds.items():
-                our = seconds[OURS, dtype]
-                base = "" if dtype == "float32" else "   ours bf16 over their float32 " + ratio(
-                    seconds[name, "float32"], our)
-                print(f"{model:8} {dtype:9} {name:40} {median(found):.3f} min {min(found):.3f}  {ratio(found, our)}"
-                      f"{base}", flush=True)
-        if "memory" in options.parts:
-            found = memory(model, options.cache)
-            for (name, dtype), mib in found.items():
-                print(f"{model:8} {dtype:9} {name:40} {mib:.0f} MiB, ours / theirs {found[OURS, dtype] / mib:.2f}")
+    fast, lean, even = [], [], []
+    for model in options.models if "speed" in options.parts else ():
+        even.append((model, *same_work(model, options.cache)))
+        seconds = speed(model, options.cache, options.repeats)
+        for dtype in ("float32", "bfloat16"):
+            our = seconds[OURS, dtype]
+            for name in CONTENDERS[model][1:]:
+                wide = ratio(seconds[name, "float32"], our) if dtype == "bfloat16" else ""
+                rates = [f"{rate(seconds[each, dtype]):,.0f}" for each in (OURS, name)]
+                fast.append([model, dtype, name, *rates, ratio(seconds[name, dtype], our), wide])
+                print(fast[-1], flush=True)
+    for model in options.models if "memory" in options.parts else ():
+        found = memory(model, options.cache)
+        for dtype in ("float32", "bfloat16"):
+            for name in CONTENDERS[model][1:]:
+                our, their = found[OURS, dtype], found[name, dtype]
+                lean.append([model, dtype, name, f"{our:,.0f}", f"{their:,.0f}", f"**{our / their:.2f}**"])
+                print(lean[-1], flush=True)
+    packs = packed_rows(options) if "packing" in options.parts else []
+    text = report(fast, lean, packs, even, options)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text)
+    print(text)
+
+
+def packed_rows(options) -> list[list[str]]:
+    rows = []
+    for folder in options.texts or [None]:
+        texts = made_texts() if folder is None else read_texts(folder)
+        sizes = [len(text) for text in texts]
+        told = "made up" if folder is None else f"{folder.parent.name}/{folder.name}"
+        told += f", {len(texts):,} texts, {sum(sizes) / len(sizes):.0f} tokens (median {median(sizes):.0f})"
+        for model, rival in PACKING.items():
+            found = packing(model, texts, options.cache, options.repeats)
+            our = found[OURS, "packed"]
+            rows.append([told, model, ratio(found[OURS, "padded"], our), ratio(found[rival, "padded"], our)])
+            print(rows[-1], flush=True)
+    return rows
+
+
+def rate(seconds: list[float]) -> float:
+    return ROWS * LENGTH / median(seconds)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def report(fast, lean, packs, even, options) -> str:
+    speeds = table(
+        ["model", "precision", "rival", "ours, tokens/s", "rival, tokens/s", "ours / rival", "over its float32"], fast
+    )
+    differences = "; ".join(f"{model}: {loss:.0e} and {norm:.0e}" for model, loss, norm in even)
+    return f"""# Pre-training: tokens per CPU second, and memory
+
+Ratios of tokens per CPU second (user and system, one thread), ours over theirs: median of {options.repeats} repeats,
+and the extremes. All in one process, the contenders in turn within each repeat, {BATCHES} batches of {ROWS} x {LENGTH}
+tokens each. {LAYERS["layers"]} layers, width {SHAPE["width"]}, {LAYERS["heads"]} heads, inner {LAYERS["inner"]},
+vocabulary {VOCABULARY:,}, dropout 0.1 where not said otherwise; forward, backward, gradient norm clipped at {CLIP},
+torch's fused AdamW for everybody; bfloat16 is autocast for everybody. On {processor()}.
+
+    python benchmarks/pretraining.py CACHE TEXTS...
+
+{speeds}
+
+BERT is masked words ({100 * MASKED:.0f} % of the places) and next sentences. "{PLAIN}" is a plain loop around
+BertForPreTraining's modules that forms logits there only; "transformers" is its own loss. litgpt has neither learned
+positions nor a tied head nor dropout, and nor has ours beside it.
+
+**The same work.** All start from the same weights, those of transformers through the checkpoint that ours writes.
+Without dropout the loss and the norm of its gradient differ from ours by (relative): {differences}.
+
+**Memory** at the peak of three steps: weights, gradients, moments, activations; MiB of the process (VmHWM, reset when
+the model stands) above what it held before the model, each in a process of its own.
+
+{table(["model", "precision", "rival", "ours, MiB", "rival, MiB", "ours / rival"], lean)}
+
+**Packing.** Real tokens per CPU second, float32: ours with whole documents packed by best fit into rows of {LENGTH},
+over a document a row, cut at {LENGTH} and padded to the longest of its batch of {ROWS}, ours and theirs.
+
+{table(["texts", "model", "packed / padded", "packed / theirs, padded"], packs)}
+"""
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {os.cpu_count()} cores" if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -85,7 +85,8 @@ def trained(options: argparse.Namespace, cache: Path, seed: int) -> Path:
         training = {"steps": options.steps, "batch": 32, "lr": 1e-3, "warmup": 0.1, "seed": seed}
         chosen = {"size": options.size, "data": "texts", "length": options.length, "training": training}
         language = {"pretrain": {"bert": chosen}}
-        pretrain(language, "bert", cache / "tokens", cache / "tokenizer", out, cache / f"checkpoints-{seed}")
+        if not pretrain(language, "bert", cache / "tokens", cache / "tokenizer", out, cache / f"checkpoints-{seed}"):
+            sys.exit("stopped; the same command continues")
     return out
 
 

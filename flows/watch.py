@@ -6,6 +6,7 @@ from prefect import flow
 
 from flows._command import start
 from flows.data import data
+from flows.distill import distill
 from flows.language import ModelsFailed, language
 from flows.recommend import TasksFailed, recommend
 from tasks.command import run
@@ -21,6 +22,7 @@ LANGUAGE = (
     "tokenizer", "tokens@", "parts@", "pretrain@", "gate_pretrain@", "promote_pretrain@", "finetune@", "gate_finetune@",
     "promote_finetune@",
 )  # fmt: skip
+DISTILL = ("distill@", "gate_distill@", "promote_distill@", "mix@", "gate_mix@", "promote_mix@")
 
 
 @flow(log_prints=True)
@@ -35,8 +37,8 @@ def watch() -> list[str]:
 
     Raises:
         DataFailed: new data were refused; nothing is trained on them, and the last good version stays.
-        StageFailed, TasksFailed, ModelsFailed, Busy: see the flows `recommend` and `language`; what failed in the
-            first does not hold up the second.
+        StageFailed, TasksFailed, ModelsFailed, Busy: see the flows `recommend`, `language` and `distill`; what
+            failed in one does not hold up the next.
     """
     with alone():
         make("registry", single=True)  # a registry that was lost makes each promotion stale
@@ -45,9 +47,12 @@ def watch() -> list[str]:
     if any(stage.startswith(DATA) for stage in found):
         data()
     left = [stage for stage in stale() if not stage.startswith(DATA)]
-    of_language = {stage.startswith(LANGUAGE) for stage in left}
+    models = any(stage.startswith(LANGUAGE) for stage in left)
+    students = any(stage.startswith(DISTILL) for stage in left)
+    others = any(not stage.startswith(LANGUAGE + DISTILL) for stage in left)
     failed = []
-    for bring in [recommend] * (False in of_language) + [language] * (True in of_language):
+    # A new teacher makes its students stale, which shows only then.
+    for bring in [recommend] * others + [language] * models + [distill] * (models or students):
         try:
             bring()
         except (StageFailed, TasksFailed, ModelsFailed) as error:
@@ -57,7 +62,7 @@ def watch() -> list[str]:
     rows = tables(list(read("params.yaml:datasets")), Path("artifacts/ingest"))
     notice("watch", "Watch", rows, "\n".join(words) or "Nothing new: nothing ran, no version was made.")
     if failed:
-        raise failed[0]  # the other one, if there is one, stands in its own flow's report
+        raise failed[0]  # the others, if there are any, stand in their own flow's report
     return found
 
 

@@ -38,7 +38,10 @@ from tasks.slots import slot
 from tasks.tokenizer import Vocabulary, check_vocabulary
 from tasks.training import use_threads
 
-__all__ = ["Start", "finetune", "kinds", "load_start", "retarget", "rows_of"]
+__all__ = [
+    "Evaluation", "Start", "fingerprint_of", "finetune", "kind_of", "kinds", "load_start", "retarget", "rows_of",
+    "save_model", "training_of",
+]  # fmt: skip
 
 EXTRA = "extra"  # a folder, as not every kind of task leaves every file
 
@@ -96,8 +99,7 @@ def finetune(
     """
     started, chosen = time.monotonic(), _checked(name, chosen)
     rows, start = rows_of(ingest), load_start(source)
-    texts = Texts(_tokenizer(start), _length(chosen, start))
-    kind = _kind(chosen, texts, rows, start)
+    kind = kind_of(chosen, start, rows)
     head = kind.head() | dict(chosen.get("head") or {})
     recipe = retarget(start.recipe, kind.target, head)
     torch.manual_seed((chosen.get("training") or {}).get("seed", Engine.seed))
@@ -106,8 +108,8 @@ def finetune(
     if lora:
         add_lora(model, lora, train=f"targets.{kind.target}")
     examples = {split: kind.encode(frame, split) for split, frame in rows.items()}
-    settings = _training(chosen.get("training") or {}, len(examples["train"]))
-    fingerprint = _fingerprint(chosen, ingest, start)
+    settings = training_of(chosen.get("training") or {}, len(examples["train"]))
+    fingerprint = fingerprint_of(chosen, ingest, start)
     train = Examples(kind, examples["train"], settings.seed, fingerprint)
     with launched() as own, nullcontext(own) if own else slot() as device:
         model.to(device)
@@ -160,7 +162,7 @@ def finetune(
     shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics["dev"].items())
     cut = sum(kind.texts.cut.values())
     print(f"finetune@{name}: dev {shown}; best of {done.step} steps is {done.best_step}, {done.seconds:.1f} s; "
-          f"{cut} texts cut to {texts.length} tokens")  # fmt: skip
+          f"{cut} texts cut to {kind.texts.length} tokens")  # fmt: skip
     return metrics
 
 
@@ -274,7 +276,16 @@ def _length(chosen: Mapping, start: Start) -> int:
     return length
 
 
-def _kind(chosen: Mapping, texts: Texts, rows: Mapping[str, pl.DataFrame], start: Start) -> Kind:
+def kind_of(chosen: Mapping, start: Start, rows: Mapping[str, pl.DataFrame]) -> Kind:
+    """The kind of task, reading texts with the model's tokenizer.
+
+    Args:
+        chosen: {kind, length, settings}, as for `finetune`.
+
+    Raises:
+        Rejected, SettingsError: see `finetune`.
+    """
+    texts = Texts(_tokenizer(start), _length(chosen, start))
     module = import_module(f"tasks.kinds.{chosen['kind']}")
     encoder = start.recipe["encoder"].get("transformer") or {}
     facts = {
@@ -311,7 +322,7 @@ def _checked(name: str, chosen: Mapping) -> dict:
     return dict(chosen)
 
 
-def _training(chosen: Mapping, examples: int) -> Engine:
+def training_of(chosen: Mapping, examples: int) -> Engine:
     """Epochs become steps; every epoch is evaluated, and the best evaluation's weights are kept."""
     chosen = dict(chosen)
     if "epochs" in chosen and "steps" in chosen:
@@ -326,7 +337,8 @@ def _training(chosen: Mapping, examples: int) -> Engine:
     return Engine.read(DEFAULTS | own | chosen | {"batch": batch})
 
 
-def _fingerprint(chosen: Mapping, ingest: str | Path, start: Start) -> str:
+def fingerprint_of(chosen: Mapping, ingest: str | Path, start: Start) -> str:
+    """Of what a fine-tuning learns from: changes with the rows, the model, the tokenizer and how rows are read."""
     decides = {key: chosen.get(key) for key in ("kind", "length", "settings", "head", "lora")}
     return _hash([decides, digest(Path(ingest) / "rows"), start.digest, start.vocabulary.sha256])
 

@@ -1,4 +1,4 @@
-"""Judge a pre-trained or fine-tuned language model: bounds, the champion, and the folder that would be served.
+"""Judge a pre-trained, fine-tuned or distilled language model: bounds, the champion, the folder that would be served.
 
 What training reported on rows it never saw is held against floors, ceilings and the champion's on the same rows; the
 folder itself is loaded with plain transformers in a process that has nothing of this repository. A closed gate is a
@@ -15,11 +15,22 @@ from tasks.files import new_folder, read_json, write_json, write_text
 from tasks.judge import Check, compare, finite, merged, number
 from tasks.settings import SettingsError, read
 
-__all__ = ["PARTS", "gate_language", "judge_language", "rules_for"]
+__all__ = ["PARTS", "gate_language", "judge_language", "registered", "rules_for"]
 
-PARTS = {"pretrain": "heldout", "finetune": "dev"}  # kind -> the part of metrics.json that counts
+PARTS = {
+    "pretrain": "heldout",
+    "finetune": "dev",
+    "distill": "dev",
+    "mix": "dev",
+}  # kind -> what counts in metrics.json
+STUDENTS = ("distill", "mix")  # kinds: by one method, by several
 KEYS = ("floors", "ceilings", "improvement")
 LOWER_IS_BETTER = ("loss", "perplexity", "error", "lm", "sp", "cls", "clr")  # ends of names: targets name their loss
+
+
+def registered(kind: str, name: str) -> str:
+    """The registered model of a name: students are apart from what they learn from."""
+    return track.check_name(f"{'distill' if kind in STUDENTS else 'language'}-{name}")
 
 
 def rules_for(gates: Mapping, kind: str, name: str) -> dict:
@@ -48,10 +59,10 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, out: Path) -
     """Write `out`/verdict.json and verdict.html, and return the verdict.
 
     Args:
-        gates: the `language.gates` part of params.yaml.
-        kind: "pretrain" or "finetune".
-        name: of the recipe or the task.
-        made: folder that tasks/pretrain.py or tasks/finetune.py wrote.
+        gates: the `language.gates` or `distill.gates` part of params.yaml.
+        kind: a key of PARTS.
+        name: of the recipe, the task, the method or the mix.
+        made: folder that tasks/pretrain.py, tasks/finetune.py or tasks/distill.py wrote.
 
     Raises:
         SettingsError: the gate's settings cannot be applied.
@@ -60,7 +71,7 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, out: Path) -
         ValueError, OSError: a file is missing or unreadable.
     """
     rules = rules_for(gates, kind, name)
-    model = track.check_name(f"language-{name}")
+    model = registered(kind, name)
     found, about = read_json(made / "metrics.json"), read_json(made / "run.json")
     config = flavor.check_folder(made / "model")
     candidate = flavor.content(made / "model")
@@ -74,7 +85,11 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, out: Path) -
     evidence = {
         "part": PARTS[kind],
         "metrics": found.get(PARTS[kind]) or {},
-        "model": {"size_mb": size, **{key: about[key] for key in ("parameters", "seconds") if key in about}},
+        "model": {
+            "size_mb": size,
+            **{key: about[key] for key in ("parameters", "seconds", "ratio") if key in about},
+            **_beside_teacher(found),
+        },
         "export": found.get("export") or {},
         "seen": seen,
         "faults": faults,
@@ -101,6 +116,12 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, out: Path) -
         write_json(folder / "verdict.json", verdict)
         write_text(folder / "verdict.html", page.page(verdict, pictures))
     return verdict
+
+
+def _beside_teacher(found: Mapping) -> dict:
+    """Of a student: the share of its teacher that it keeps, and its milliseconds a row."""
+    times = found.get("latency_ms")
+    return {} if times is None else {"kept": found["kept"], "latency_ms": times["student"]}
 
 
 def judge_language(rules: Mapping, evidence: Mapping) -> list[Check]:
@@ -177,7 +198,7 @@ def _champion(champion, candidate: str, rows: str, part: str) -> dict:
 
 
 def main(address: str, kind: str, name: str, made: str, out: str) -> None:
-    """python -m tasks.gate_language params.yaml:language.gates pretrain|finetune NAME MADE OUT"""
+    """python -m tasks.gate_language params.yaml:language.gates pretrain|finetune|distill|mix NAME MADE OUT"""
     verdict = gate_language(read(address), kind, name, Path(made), Path(out))
     state = "open" if verdict["passed"] else "CLOSED"
     print(f"gate of {verdict['model']}: {state}, {len(verdict['checks'])} checks; see {out}/verdict.html")

@@ -31,8 +31,9 @@ STREAMS = {  # kind -> stream of tokens -> columns whose texts are its sentences
 HELDOUT = 0.05  # of the texts, where a dataset does not say
 SPLITS = ("test", "dev", "train")  # of examples: a text stays in the first that has it
 BUCKET_BYTES, BUCKETS = 16_000_000, 128
-GROUP_ROWS = 4096  # fixed, or the same rows would not give the same bytes
-BATCH_ROWS = 1024
+GROUP_ROWS = 1024  # fixed, or the same rows would not give the same bytes
+SPILL_BYTES = 64_000_000  # rows are kept until they are as many, then written to their buckets
+BATCH_ROWS = 1024  # a row group: what is read at a time is decoded once
 
 
 class TextRejected(ValueError):
@@ -121,15 +122,14 @@ def sentences(folder: str | Path, split: str) -> Iterator[str]:
     kind = read_json(Path(folder) / "manifest.json")["kind"]
     for frame in batches(folder, split):
         for columns in STREAMS[kind].values():
-            for texts in listed(frame, columns):
-                yield from texts
+            yield from listed(frame, columns).explode().drop_nulls()
 
 
-def listed(frame: pl.DataFrame, columns: tuple[str, ...]) -> list[list[str]]:
-    """Each row's texts in these columns, in order; empty and null ones are left out."""
-    parts = [frame[c] if frame[c].dtype == pl.List else frame[c].cast(pl.String).reshape((-1, 1)) for c in columns]
-    lists = [part.cast(pl.List(pl.String)).to_list() for part in parts if part.dtype != pl.Null]
-    return [[text for texts in row if texts for text in texts if text] for row in zip(*lists, strict=True)]
+def listed(frame: pl.DataFrame, columns: tuple[str, ...]) -> pl.Series:
+    """Each row's texts in these columns, in order, as a list; empty and null ones are left out."""
+    lists = [pl.col(c).fill_null([]) if frame[c].dtype == pl.List else pl.col(c).cast(pl.String) for c in columns]
+    joined = frame.select(pl.concat_list(lists).cast(pl.List(pl.String))).to_series()
+    return joined.list.eval(pl.element().filter(pl.element() != ""))
 
 
 def _spill(rows: pl.LazyFrame, kind: str, buckets: int, spill: Path) -> None:
@@ -144,19 +144,25 @@ def _spill(rows: pl.LazyFrame, kind: str, buckets: int, spill: Path) -> None:
         )
 
     made = pl.struct(pl.all()).map_batches(hashed, return_dtype=HASHES, is_elementwise=True)
-    rows.with_columns(made.alias(".made")).unnest(".made").sink_parquet(
-        pl.PartitionBy(
-            spill,
-            key=".bucket",
-            include_key=False,
-            approximate_bytes_per_file=None,
-            file_path_provider=lambda part: f"{part.partition_keys.item():03d}/{part.index_in_partition}.parquet",
-        ),
-        compression="lz4",
-        row_group_size=BATCH_ROWS,
-        maintain_order=False,
-        mkdir=True,
-    )
+    whole = rows.with_columns(made.alias(".made")).unnest(".made")
+    # polars' own sink of partitions keeps more and more of the rows in memory
+    held, size, part = [], 0, 0
+    for frame in whole.collect_batches(chunk_size=BATCH_ROWS, maintain_order=False):
+        held, size = [*held, frame], size + frame.estimated_size()
+        if size > SPILL_BYTES:
+            _flush(held, spill, part)
+            held, size, part = [], 0, part + 1
+    _flush(held, spill, part)
+
+
+def _flush(frames: list[pl.DataFrame], spill: Path, part: int) -> None:
+    """Add a file to every bucket that has rows among these."""
+    if not frames:
+        return
+    for (bucket,), frame in pl.concat(frames).partition_by(".bucket", include_key=False, as_dict=True).items():
+        path = spill / f"{bucket:03d}" / f"{part}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frame.write_parquet(path, compression="lz4")
 
 
 HASHES = pl.Struct({".key": pl.Binary, ".row": pl.Binary, ".bucket": pl.UInt16})

@@ -1,9 +1,10 @@
 """Sentences -> ids and word starts, several times as fast as the library for texts that repeat their words.
 
 A tokenizer that cuts at spaces gives a word the same pieces wherever it stands, so each distinct word is asked for once
-and its pieces are looked up from then on. This is exact where it is used: BERT's word pieces, GPT-2's byte-level pieces
-(a word takes the space before it along; texts with other white space or two spaces on end go to the library whole), and
-our unigram pieces. Any other tokenizer, and CJK text with the latter two, goes to the library sentence by sentence.
+and its pieces are looked up from then on, all sentences at a time. This is exact where it
+is used: BERT's word pieces, to which every Han character is a word; GPT-2's byte-level pieces (a word takes the space
+before it along; texts with other white space or two spaces on end go to the library whole), and our unigram pieces. Any
+other tokenizer, and CJK text with the latter two, goes to the library sentence by sentence.
 
 Where a word starts: at a space, where letters, digits and signs meet, and, among Han characters, where rjieba cuts.
 Special tokens written out in a text are read as text.
@@ -11,18 +12,22 @@ Special tokens written out in a text are read as text.
 
 import json
 import re
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 __all__ = ["Pieces"]
 
-CACHE = 200_000  # words kept: about 50 MB; a function of the word, so forgetting them changes nothing
-HAN = re.compile("([\u3400-\u4dbf\u4e00-\u9fff]+)")
-CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
-ODD_SPACE = re.compile(r"[^\S ]|  ")
-AT_ONCE = 2048  # sentences that go to the library together
+CACHE = 32_000_000  # bytes of words kept, WORD for each besides its own; forgetting them changes nothing
+WORD = 160
+HAN = "\u3400-\u4dbf\u4e00-\u9fff"
+CJK = f"[\u3040-\u30ff{HAN}]"
+ODD_SPACE = r"[\s\x1c-\x1f--[ ]]|  "
+AT_ONCE = 2048  # words or sentences that go to the library together: it takes a kilobyte and more for each
+PORTION = 4_000_000  # bytes of text cut at a time: arrays of their words are some ten times as large
 SPACE, LETTER, DIGIT, SIGN = range(4)
 OURS = ["NFKC", "Lowercase", "Replace", "Strip"]  # the normalizers of a unigram tokenizer of tasks.tokenizer
 
@@ -43,96 +48,107 @@ class Pieces:
         self.prefix = content["model"].get("continuing_subword_prefix") or ""
         self.first, self.last = _classes(self.tokenizer, self.prefix)
         self.plain = _plain(content, len(self.first))
+        self.bytes = _bytes(self.tokenizer, len(self.first)) if self.mode == "bytes" else None
         self._forget()
 
-    def __call__(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __call__(self, sentences: Sequence[str] | pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Cut sentences.
 
         Returns:
             ids (n,) uint32 of all tokens on end, words (n,) bool: starts a word, lengths (sentences,) int64.
         """
+        texts = pl.Series(sentences, dtype=pl.String)
+        parts = [self._cut(part) for part in _portions(texts)]
+        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+    def _cut(self, texts: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self.mode is None:
-            return self._whole(sentences)
+            return self._whole(texts)
         if self.mode == "bert":
-            return self._looked_up([self._bert_words(s) for s in sentences])
-        odd = ODD_SPACE if self.mode == "bytes" else CJK
-        whole = np.array([bool(odd.search(s) or CJK.search(s)) for s in sentences], bool)
-        if not whole.any():
-            return self._looked_up([self._words(s) for s in sentences])
-        parts = [
-            self._looked_up([self._words(s) for s, w in zip(sentences, whole, strict=True) if not w]),
-            self._whole([s for s, w in zip(sentences, whole, strict=True) if w]),
-        ]
-        return _interleaved(parts, whole)
-
-    def _words(self, sentence: str) -> list[str]:
+            return self._looked_up(texts)
+        whole = texts.str.contains(CJK)
         if self.mode == "bytes":
-            return sentence.replace(" ", "\n ").split("\n")
-        return sentence.split(" ")
+            whole |= texts.str.contains(ODD_SPACE)
+        if not whole.any():
+            return self._looked_up(texts)
+        return _interleaved([self._looked_up(texts.filter(~whole)), self._whole(texts.filter(whole))], whole.to_numpy())
 
-    def _bert_words(self, sentence: str) -> list[str]:
-        """Cut at spaces and around runs of Han characters, and these into their words."""
-        if not HAN.search(sentence):
-            return sentence.split(" ")
-        import rjieba
-
-        found = []
-        for index, run in enumerate(HAN.split(sentence)):
-            found += rjieba.cut(run) if index % 2 else run.split(" ")
-        return found
-
-    def _looked_up(self, words: list[list[str]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if len(self.numbers) > CACHE:
+    def _looked_up(self, texts: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self.spent > CACHE:
             self._forget()
-        counts = np.fromiter(map(len, words), np.int64, len(words))
-        rows = np.fromiter(map(self.numbers.__getitem__, chain.from_iterable(words)), np.int64, counts.sum())
-        self._learn()
+        lists = self._words(texts)
+        words, counts = lists.explode(), lists.list.len().to_numpy().astype(np.int64)
+        rows = self._numbered(words)
         sizes = self.sizes[rows]
         ends = np.cumsum(sizes)
         at = np.repeat(self.offsets[rows] - (ends - sizes), sizes) + np.arange(ends[-1] if len(ends) else 0)
+        ids, starts = self.ids[at], self.starts[at]
+        if self.mode == "bert" and (han := self.han[rows]).any():
+            starts[(ends - sizes)[han]] = _han_starts(texts)
         borders = np.concatenate([[0], ends])[np.concatenate([[0], np.cumsum(counts)])]
-        return self.ids[at], self.starts[at], np.diff(borders)
+        return ids, starts, np.diff(borders)
 
-    def _learn(self) -> None:
-        """Ask the library for the words met for the first time."""
-        new, self.numbers.new = self.numbers.new, []
-        if not new:
-            return
-        encoded = self.tokenizer.encode_batch_fast(new, add_special_tokens=False)
-        found = [encoding.ids for encoding in encoded]
-        sizes = np.fromiter(map(len, found), np.int64, len(found))
-        ids = self.plain[np.fromiter(chain.from_iterable(found), np.int64, sizes.sum())]
-        starts = self._starts(ids, sizes)
-        if self.mode == "bert":  # a word of several Han characters starts at the first only
-            han = np.fromiter((bool(HAN.match(word)) for word in new), bool, len(new))
-            starts &= ~np.repeat(han, sizes)
-            starts[(np.cumsum(sizes) - sizes)[han & (sizes > 0)]] = True
+    def _words(self, texts: pl.Series) -> pl.Series:
+        """Each sentence as the list of what can be looked up; an empty string has no pieces."""
+        if self.mode == "bytes":
+            return texts.str.replace_all(" ", "\n ", literal=True).str.split("\n")
+        return (texts.str.replace_all(f"([{HAN}])", " $1 ") if self.mode == "bert" else texts).str.split(" ")
+
+    def _numbered(self, words: pl.Series) -> np.ndarray:
+        """The number of each word; those met for the first time are learned."""
+        distinct = words.unique(maintain_order=True)
+        listed = distinct.to_list()
+        if new := [word for word in listed if word not in self.numbers]:
+            self._learn(new)
+        rows = np.fromiter(map(self.numbers.__getitem__, listed), np.int64, len(listed))
+        table = pl.DataFrame({"word": distinct, "row": rows})
+        return words.to_frame("word").join(table, on="word", how="left", maintain_order="left")["row"].to_numpy()
+
+    def _learn(self, new: list[str]) -> None:
+        """Ask the library for words."""
+        texts = pl.Series(new, dtype=pl.String)
+        ids, sizes, _ = self._encoded(texts)
+        self.numbers.update(zip(new, range(len(self.sizes), len(self.sizes) + len(new)), strict=True))
         self.offsets = np.concatenate([self.offsets, len(self.ids) + np.cumsum(sizes) - sizes])
         self.sizes = np.concatenate([self.sizes, sizes])
-        self.ids, self.starts = np.concatenate([self.ids, ids]), np.concatenate([self.starts, starts])
+        self.ids = np.concatenate([self.ids, ids])
+        self.starts = np.concatenate([self.starts, self._starts(ids, sizes)])
+        self.han = np.concatenate([self.han, texts.str.contains(f"^[{HAN}]").to_numpy()])
+        self.spent += int(texts.str.len_bytes().sum()) + WORD * len(new)
 
     def _forget(self) -> None:
-        self.numbers = _Numbers()
+        self.numbers: dict[str, int] = {}
         self.sizes = self.offsets = np.zeros(0, np.int64)
-        self.ids, self.starts = np.zeros(0, np.uint32), np.zeros(0, bool)
+        self.ids, self.starts, self.han = np.zeros(0, np.uint32), np.zeros(0, bool), np.zeros(0, bool)
+        self.spent = 0
 
-    def _whole(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        parts = []
-        for first in range(0, len(sentences), AT_ONCE):
-            some = sentences[first : first + AT_ONCE]
-            encoded = self.tokenizer.encode_batch(some, add_special_tokens=False)
+    def _encoded(self, texts: pl.Series, offsets: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the library says: ids of all texts on end, how many of each, and on demand each token's first letter."""
+        encode = self.tokenizer.encode_batch if offsets else self.tokenizer.encode_batch_fast
+        ids, sizes, first = [], [], []
+        for begin in range(0, len(texts), AT_ONCE):
+            encoded = encode(texts[begin : begin + AT_ONCE].to_list(), add_special_tokens=False)
             found = [encoding.ids for encoding in encoded]
-            sizes = np.fromiter(map(len, found), np.int64, len(found))
-            ids = self.plain[np.fromiter(chain.from_iterable(found), np.int64, sizes.sum())]
-            starts, at = self._starts(ids, sizes), 0
-            for text, encoding, size in zip(some, encoded, sizes, strict=True):
-                if size and CJK.search(text):
-                    _cut_by_words(text, encoding.offsets, starts[at : at + size])
-                at += size
-            parts.append((ids, starts, sizes))
-        if not parts:
-            return np.zeros(0, np.uint32), np.zeros(0, bool), np.zeros(0, np.int64)
-        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            sizes += map(len, found)
+            ids.append(np.fromiter(chain.from_iterable(found), np.int64))
+            if offsets:
+                first += (place for encoding in encoded for place, _ in encoding.offsets)
+        ids = self.plain[np.concatenate([np.zeros(0, np.int64), *ids])]
+        return ids, np.array(sizes, np.int64), np.array(first, np.int64)
+
+    def _whole(self, texts: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        lengths = texts.str.len_chars().to_numpy().astype(np.int64) + 1  # and the line end that `_cut_by_words` adds
+        ids, sizes, first = self._encoded(texts, offsets=self.bytes is None)
+        if self.bytes is not None and self.bytes[ids].sum() == texts.str.len_bytes().sum():
+            first = _letters(texts, self.bytes[ids])
+        else:
+            if self.bytes is not None:  # bytes that the vocabulary lacks
+                first = self._encoded(texts, offsets=True)[2]
+            first = first + np.repeat(np.cumsum(lengths) - lengths, sizes)
+        starts = self._starts(ids, sizes)
+        if texts.str.contains(CJK).any():
+            _cut_by_words(texts, first, starts)
+        return ids, starts, sizes
 
     def _starts(self, ids: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """A token starts a word if BERT's mark is absent; or after a space, at a sign, or where letters meet digits."""
@@ -148,26 +164,14 @@ class Pieces:
 CONTINUES = 255  # class of a piece that BERT marks as the rest of a word
 
 
-class _Numbers(dict):
-    """word -> number in the order of first use; `new`: those that have no pieces yet."""
-
-    def __init__(self):
-        super().__init__()
-        self.new: list[str] = []
-
-    def __missing__(self, word: str) -> int:
-        self[word] = number = len(self)
-        self.new.append(word)
-        return number
-
-
 def _mode(content: dict) -> str | None:
     """bert, bytes or unigram where a word's pieces do not depend on its neighbours, else None."""
     model, cutter, cleaner = (content[key] or {} for key in ("model", "pre_tokenizer", "normalizer"))
     kinds = model["type"], cutter.get("type"), cleaner.get("type")
-    if any(t["lstrip"] or t["rstrip"] or re.search(r"\s", t["content"]) for t in content["added_tokens"]):
-        return None  # such a token may take a space along
-    if kinds[:2] == ("WordPiece", "BertPreTokenizer") and kinds[2] in (None, "BertNormalizer", "Lowercase"):
+    for token in content["added_tokens"]:  # such a token may take a space along, or be more than a word
+        if token["lstrip"] or token["rstrip"] or not token["special"] or re.search(r"\s", token["content"]):
+            return None
+    if kinds == ("WordPiece", "BertPreTokenizer", "BertNormalizer") and cleaner["handle_chinese_chars"]:
         return "bert"
     if kinds[:2] == ("BPE", "ByteLevel") and kinds[2] in (None, "Lowercase"):
         return "bytes" if cutter["use_regex"] and not cutter["add_prefix_space"] and not model["dropout"] else None
@@ -207,20 +211,69 @@ def _class(letter: str) -> int:
     return LETTER if letter.isalpha() or ord(letter) > 127 else SIGN
 
 
-def _cut_by_words(text: str, offsets: list[tuple[int, int]], starts: np.ndarray) -> None:
-    """Within runs of CJK characters, tokens start words where rjieba does; changes `starts` in place."""
+def _bytes(tokenizer, size: int) -> np.ndarray | None:
+    """Bytes of text behind every token of a byte-level tokenizer; None where a normalizer changes the text before."""
+    if tokenizer.normalizer is not None:
+        return None
+    added = {row: token.content for row, token in tokenizer.get_added_tokens_decoder().items()}
+    lengths = np.zeros(size, np.int64)
+    for token, row in tokenizer.get_vocab(with_added_tokens=True).items():
+        lengths[row] = len(token.encode() if row in added else token)
+    return lengths
+
+
+def _portions(texts: pl.Series) -> list[pl.Series]:
+    """Texts of at most PORTION bytes together, or one that is longer; at least one portion, which may be empty."""
+    ends = np.cumsum(texts.str.len_bytes().to_numpy(), dtype=np.int64)
+    borders, begin = [0], 0
+    while begin < len(texts):
+        spent = ends[begin - 1] if begin else 0
+        begin = max(begin + 1, int(np.searchsorted(ends, spent + PORTION, side="right")))
+        borders.append(begin)
+    return [texts[a:b] for a, b in zip(borders, borders[1:], strict=False)] or [texts]
+
+
+def _letters(texts: pl.Series, sizes: np.ndarray) -> np.ndarray:
+    """Which letter of the texts, a line end behind each, a token begins in, from the bytes of every token."""
+    data = np.frombuffer("".join(texts).encode(), np.uint8)
+    letter = np.cumsum((data & 0xC0) != 0x80) - 1  # a byte of this form begins none
+    ends = np.cumsum(texts.str.len_bytes().to_numpy(), dtype=np.int64)
+    begins = np.cumsum(sizes) - sizes
+    return letter[begins] + np.searchsorted(ends, begins, side="right")
+
+
+def _han_starts(texts: pl.Series) -> np.ndarray:
+    """For each Han character of the texts, whether it begins a word; runs of them are cut one by one."""
+    runs = texts.str.extract_all(f"[{HAN}]+").explode().drop_nulls()
+    line = "\n".join(runs)
+    ends = np.cumsum(runs.str.len_chars().to_numpy().astype(np.int64) + 1)[:-1] - 1
+    return np.delete(_begins(line), ends)
+
+
+def _begins(text: str) -> np.ndarray:
+    """For each character of a text, whether rjieba begins a word with it."""
     import rjieba
 
-    cjk = np.zeros(len(text) + 1, bool)
-    for match in CJK.finditer(text):
-        cjk[match.start()] = True
-    begins, at = np.zeros(len(text) + 1, bool), 0
-    for word in rjieba.cut(text):
-        begins[at] = True
-        at += len(word)
-    spaces = np.array([letter.isspace() for letter in text] + [False])
-    first = np.array([begin for begin, _ in offsets])
-    first = first + spaces[first]
+    words = rjieba.cut(text)
+    begins = np.zeros(len(text), bool)
+    begins[np.cumsum([0, *map(len, words)])[:-1]] = True
+    return begins
+
+
+def _cut_by_words(texts: pl.Series, first: np.ndarray, starts: np.ndarray) -> None:
+    """Within runs of CJK characters, tokens start words where rjieba does; changes `starts` in place.
+
+    Args:
+        texts: joined by line ends, at which rjieba cuts anyhow.
+        first: of each token, the letter of the joined texts that it begins in.
+        starts: of each token.
+    """
+    line = "\n".join(texts)
+    letters = pl.Series([line]).str.split("").explode()
+    begins = np.append(_begins(line), False)
+    cjk = np.append(letters.str.contains(CJK).to_numpy(), False)
+    space = np.append(letters.str.contains(r"^[\s\x1c-\x1f]").to_numpy(), False)
+    first = first + space[first]
     fresh = np.ones(len(first), bool)
     fresh[1:] = first[1:] != first[:-1]  # the bytes of one character are not several words
     inside = cjk[first]

@@ -37,7 +37,7 @@ from tasks.settings import SettingsError
 from tasks.settings import read as read_settings
 from tasks.slots import slot
 from tasks.source import open_source
-from tasks.tokenizer import Vocabulary
+from tasks.tokenizer import Vocabulary, copy_tokenizer
 from tasks.training import use_threads
 
 __all__ = ["compare", "export", "pretrain", "write_curve"]
@@ -177,9 +177,7 @@ def export(
     else:
         write_json(folder / "recipe.json", recipe.model)
         save_file(dict(weights), folder / "model.safetensors")
-    for file in sorted(tokenizer.glob("*")):
-        if file.is_file() and file.name != "manifest.json":
-            shutil.copy(file, folder / file.name)
+    copy_tokenizer(tokenizer, folder, recipe.model.get("embedding") or {})
     report = compare(model, recipe, folder, probe)
     if not report["equal"]:
         raise ValueError(f"{recipe.name}: the exported logits are off by {report['max_difference']:.3g}; nothing was "

@@ -13,22 +13,22 @@ import polars as pl
 from tasks import flavor, fresh, track
 from tasks.command import run
 from tasks.files import digest, read_json, write_json
-from tasks.gate_language import PARTS
+from tasks.gate_language import PARTS, registered
 from tasks.promote import ATTACHED, ReplayFailed, StaleVerdict, changes, crown, git_state, refuse_stale, reject
 
 __all__ = ["promote_language", "replay"]
 
 ALIKE = 1e-5  # of the largest answer: the same weights in another process, whose sums may be cut otherwise
-EVIDENCE = ("metrics.json", "run.json", "recipe.json", "predictions.parquet")
+EVIDENCE = ("metrics.json", "run.json", "recipe.json", "predictions.parquet", "extra/predictions.parquet")
 
 
 def promote_language(kind: str, name: str, judged: Path, made: Path, receipt: Path) -> dict:
     """Carry out the verdict in the folder `judged`, write the receipt and return it.
 
     Args:
-        kind: "pretrain" or "finetune".
-        name: of the recipe or the task.
-        made: folder of tasks/pretrain.py or tasks/finetune.py.
+        kind: of PARTS in tasks/gate_language.py.
+        name: of the recipe, the task, the method or the mix.
+        made: folder of tasks/pretrain.py, tasks/finetune.py or tasks/distill.py.
 
     Returns:
         status "promoted", "rejected" or "rolled back" (these files were the champion, and a person took them back).
@@ -39,7 +39,7 @@ def promote_language(kind: str, name: str, judged: Path, made: Path, receipt: Pa
         RegistryUnreachable: nothing happened.
     """
     verdict = read_json(judged / "verdict.json")
-    model = track.check_name(f"language-{name}")
+    model = registered(kind, name)
     flavor.check_folder(made / "model")
     content = flavor.content(made / "model")
     if content != verdict["candidate"]:
@@ -109,9 +109,21 @@ def _record(kind: str, name: str, content: str, verdict: Mapping, judged: Path, 
         "verdict": "passed" if verdict["passed"] else "closed",
         "verdict_sha256": digest(judged / "verdict.json"),
     }
-    curve = pl.read_csv(made / "curve.csv").to_dicts()
+    if "teacher_content" in about:
+        tags |= {"teacher": _teacher(about), "teacher_sha256": about["teacher_content"]}
+    # A student's curve names its stage, which is no number.
+    curve = pl.read_csv(made / "curve.csv").select(pl.exclude("stage")).to_dicts()
     return {"params": params, "metrics": metrics, "curve": curve, "files": files, "tags": tags,
             "data": (kind, about["fingerprint"])}  # fmt: skip
+
+
+def _teacher(about: Mapping) -> str:
+    """The registered version whose files taught, such as models:/language-category/3, or the folder they lie in."""
+    folder = Path(about["teacher"])  # artifacts/<kind>/<name>
+    if folder.parent.name not in PARTS:
+        return str(folder)
+    version = track.find(registered(folder.parent.name, folder.name), "content_sha256", about["teacher_content"])
+    return version.uri if version else str(folder)
 
 
 def _register(model: str, record: dict, made: Path) -> track.Version:
@@ -122,7 +134,7 @@ def _register(model: str, record: dict, made: Path) -> track.Version:
 
 
 def main(kind: str, name: str, judged: str, made: str, receipt: str) -> None:
-    """python -m tasks.promote_language pretrain|finetune NAME GATE_FOLDER MADE RECEIPT.json"""
+    """python -m tasks.promote_language pretrain|finetune|distill|mix NAME GATE_FOLDER MADE RECEIPT.json"""
     done = promote_language(kind, name, Path(judged), Path(made), Path(receipt))
     version = f" version {done['version']}" if "version" in done else ""
     champion = f"champion: version {done['champion']}" if done["champion"] else "no champion yet"

@@ -64,7 +64,7 @@ def _made(version, stage: str, tree: Path, folder: Path, again: bool) -> str:
         raise CannotRebuild(
             f"`dvc repro {stage}` failed at revision {version.tags['git_revision'][:12]}; its messages are above"
         )
-    unit = "tasks.flavor" if version.name.startswith("language-") else "tasks.bundle"
+    unit = "tasks.flavor" if version.name.startswith(("language-", "distill-")) else "tasks.bundle"
     words = [sys.executable, "-m", unit, *version.tags["paths"].split()]
     packed = subprocess.run(words, cwd=tree, env=_environment(), text=True, capture_output=True, check=False)
     return _must(packed, "cannot pack the rebuilt artefacts").stdout.split()[-1]

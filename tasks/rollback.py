@@ -34,7 +34,7 @@ def rollback(name: str, to: int | None = None) -> tuple[int, int]:
     target = track.by_number(name, to or int(now.tags["previous_champion"]))
     if target.number == now.number:
         return now.number, now.number
-    (promote_language if name.startswith("language-") else promote).replay(target)
+    (promote_language if name.startswith(("language-", "distill-")) else promote).replay(target)
     # Tags first: a death in between leaves the old champion with a note, and the next run repeats the whole step.
     track.set_tags(now, rolled_back="true")
     track.set_tags(target, champion_by="rollback", rolled_back_from=now.number, rolled_back="false")

@@ -13,9 +13,10 @@ differs from run to run, so the alphabet is counted and sorted here and handed t
 
 import io
 import re
+import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tasks.files import digest, new_folder, read_json, write_json
 from tasks.ingest_text import sentences
 from tasks.settings import SettingsError, read
 
-__all__ = ["TokenizerError", "Vocabulary", "check_vocabulary", "make_tokenizer", "train"]
+__all__ = ["TokenizerError", "Vocabulary", "check_vocabulary", "copy_tokenizer", "make_tokenizer", "train"]
 
 KINDS = ("wordpiece", "bpe", "unigram")
 ROLES = {
@@ -36,6 +37,7 @@ ROLES = {
     "bos": "<s>",
     "eos": "</s>",
 }  # of a trained tokenizer, in the order of ids
+SETTINGS = {"vocabulary": (int, 1), "sentinels": (int, 0), "minimum": (int, 1), "lowercase": (bool, False)}  # least
 SENTINEL = re.compile(r"<extra_id_(\d+)>")
 KNOWN = {  # what the bare vocabularies of others call their roles; the first that is there
     "pad": ("[PAD]", "<pad>"),
@@ -157,11 +159,16 @@ def make_tokenizer(settings: dict, ingested: Iterable[str | Path], out: str | Pa
         SettingsError: the settings have neither form.
         TokenizerError: nothing to train on, or files that are no tokenizer.
     """
+    if not isinstance(settings, Mapping):
+        raise SettingsError(f"language.tokenizer is {settings!r}; it needs kind and vocabulary, or pretrained, a path")
     given = {key: value for key, value in settings.items() if key != "data"}
     ingested = [Path(folder) for folder in ingested]
     if "pretrained" in given:
         if extra := sorted(set(given) - {"pretrained", "lowercase"}):
             raise SettingsError(f"a pretrained tokenizer is taken as it is; remove {', '.join(extra)}")
+        if not isinstance(given["pretrained"], str) or not given["pretrained"]:
+            raise SettingsError(f"language.tokenizer.pretrained is {given['pretrained']!r}; it must be a path")
+        _check_types(given)
         tokenizer, roles = _taken(Path(given["pretrained"]), given.get("lowercase"))
     else:
         if unknown := sorted(set(given) - {"kind", "vocabulary", "lowercase", "sentinels", "minimum"}):
@@ -171,6 +178,7 @@ def make_tokenizer(settings: dict, ingested: Iterable[str | Path], out: str | Pa
             )
         if missing := [key for key in ("kind", "vocabulary") if key not in given]:
             raise SettingsError(f"language.tokenizer lacks {', '.join(missing)}; or give `pretrained`, a path")
+        _check_types(given)
         tokenizer = train(lambda: (s for folder in ingested for s in sentences(folder, "train")), **given)
         roles = ROLES
     with new_folder(out) as folder:
@@ -180,6 +188,27 @@ def make_tokenizer(settings: dict, ingested: Iterable[str | Path], out: str | Pa
         facts = {"sha256": vocabulary.sha256, "size": vocabulary.size, "settings": given}
         write_json(folder / "manifest.json", {**facts, "data": [] if "pretrained" in given else trained_on})
     return vocabulary
+
+
+def copy_tokenizer(folder: str | Path, out: str | Path, embedding: Mapping) -> None:
+    """Put a tokenizer beside a model, and what the model takes into its tokenizer_config.json.
+
+    Args:
+        folder: the tokenizer's; its manifest.json stays behind.
+        out: the model's, which exists.
+        embedding: of the model's recipe. Several kinds of segments: a pair's tokens say which text they are of
+            (token_type_ids). Learned positions: no text is longer than their table.
+    """
+    for file in sorted(Path(folder).iterdir()):
+        if file.is_file() and file.name != "manifest.json":
+            shutil.copy(file, Path(out) / file.name)
+    path = Path(out) / "tokenizer_config.json"
+    config = read_json(path) if path.is_file() else {}
+    segments = (embedding.get("segment") or {}).get("kinds", 1) > 1
+    config["model_input_names"] = ["input_ids", *(["token_type_ids"] if segments else []), "attention_mask"]
+    if "length" in (position := embedding.get("position") or {}):
+        config["model_max_length"] = position["length"] - position.get("start", 0)
+    write_json(path, config)
 
 
 def train(
@@ -217,6 +246,18 @@ def train(
     tokenizer.add_special_tokens(special)
     _add_template(tokenizer, kind)
     return tokenizer
+
+
+def _check_types(given: Mapping) -> None:
+    """Refuse settings that are no numbers where numbers are needed, and so on; all at once."""
+    wrong = []
+    for key in SETTINGS.keys() & given.keys():
+        (kind, least), value = SETTINGS[key], given[key]
+        if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind) or value < least:
+            wanted = "true or false" if kind is bool else f"a whole number from {least} on"
+            wrong.append(f"{key} is {value!r}; it must be {wanted}")
+    if wrong:
+        raise SettingsError(f"language.tokenizer: {', '.join(sorted(wrong))}")
 
 
 def _wordpiece(texts, vocabulary: int, lowercase: bool, special: list[str], minimum: int):
@@ -359,6 +400,10 @@ def _taken(path: Path, lowercase: bool | None):
         raise FileNotFoundError(f"language.tokenizer.pretrained is {path}, which does not exist")
     folder = path if path.is_dir() else path.parent
     there = {file.name for file in folder.iterdir()} if path.is_dir() else {path.name}
+    if lowercase is not None and "vocab.txt" not in there:
+        raise SettingsError(
+            f"language.tokenizer.lowercase is for a vocab.txt, which does not say it; remove it for {path}"
+        )
     if {"tokenizer.json", "tokenizer_config.json"} & there and path.is_dir():
         return _of_transformers(folder), {}
     model = next((name for name in sorted(there) if name.endswith(".model")), None)

@@ -7,9 +7,10 @@ with the corpus.
 
 import os
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from functools import cache
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,6 +29,7 @@ from tasks.tokenizer import Vocabulary
 __all__ = ["WorkerDied", "tokens"]
 
 JOB_ROWS = 1024
+WORTH = 8_000_000  # bytes of files for which another process is started: some seconds of work, its start costs one half
 AHEAD = 2  # jobs in flight for each worker
 
 
@@ -44,7 +46,7 @@ def tokens(tokenizer: str | Path, ingested: str | Path, out: str | Path, workers
         out: takes <split>/<stream>/ (see `tasks.shards`; for the streams of each kind `tasks.ingest_text.STREAMS`) and
             manifest.json. Document d is the same row in all streams of a split; rows of which a stream has no token are
             left out and counted.
-        workers: processes.
+        workers: processes at most; small texts are done sooner by one with as many threads.
 
     Returns:
         The manifest.
@@ -62,11 +64,14 @@ def tokens(tokenizer: str | Path, ingested: str | Path, out: str | Path, workers
     vocabulary = Vocabulary.open(tokenizer)
     facts = {"tokenizer": vocabulary.sha256, "dataset": source["digest"], "kind": source["kind"]}
     manifest = {**facts, "splits": {}, "left_out": 0}
-    with new_folder(out) as folder:
-        for split in source["rows"]:
+    paths = {split: Path(ingested) / "rows" / f"{split}.parquet" for split in source["rows"]}
+    processes = min(workers, 1 + sum(path.stat().st_size for path in paths.values()) // WORTH)
+    with new_folder(out) as folder, _started(processes, workers) as pool:
+        for split, path in paths.items():
             writers = {stream: Writer(folder / split / stream, vocabulary.size) for stream in STREAMS[source["kind"]]}
-            path = Path(ingested) / "rows" / f"{split}.parquet"
-            for blocks, left_out in _results(str(tokenizer), str(path), source["kind"], workers):
+            rows = pl.scan_parquet(path).select(pl.len()).collect().item()
+            job = partial(_job, str(tokenizer), str(path), source["kind"], JOB_ROWS)
+            for blocks, left_out in _results(pool, processes, job, rows):
                 manifest["left_out"] += left_out
                 for writer, block in zip(writers.values(), blocks, strict=True):
                     writer.append(*block)
@@ -87,24 +92,31 @@ def _counts(manifest: dict) -> dict:
     return {key: manifest[key] for key in ("tokens", "sentences", "documents", "dtype")}
 
 
-def _results(tokenizer: str, path: str, kind: str, workers: int) -> Iterator[tuple[list[tuple], int]]:
-    """What `_job` makes of the rows of a file, in their order."""
-    rows = pl.scan_parquet(path).select(pl.len()).collect().item()
-    jobs = ((tokenizer, path, kind, first, JOB_ROWS) for first in range(0, rows, JOB_ROWS))
-    # One thread a process: the processes share the cores. Read when a process starts or first cuts a text.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if workers == 1 or rows <= JOB_ROWS:
-        yield from (_job(*job) for job in jobs)
-        return
+def _started(processes: int, threads: int) -> AbstractContextManager[Executor | None]:
+    """A pool, or None where one process does: then the library's threads share the work."""
+    alone = processes == 1
+    # Read when a process starts or first cuts a text. Several processes have a thread each: they share the cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if alone and threads > 1 else "false")
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+    if alone:
+        return nullcontext()
     os.environ.setdefault("POLARS_MAX_THREADS", "1")
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting = deque(pool.submit(_job, *job) for job in islice(jobs, AHEAD * workers))
-        try:
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(_job, *job) for job in islice(jobs, 1))
-        except BrokenExecutor:
-            raise WorkerDied("a worker was killed (out of memory?); nothing was written, try fewer workers") from None
+    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+
+
+def _results(pool: Executor | None, workers: int, job: Callable, rows: int) -> Iterator[tuple[list[tuple], int]]:
+    """What `job` makes of the rows first .. first + JOB_ROWS - 1 for each first, in their order."""
+    firsts = iter(range(0, rows, JOB_ROWS))
+    if pool is None:
+        yield from map(job, firsts)
+        return
+    waiting = deque(pool.submit(job, first) for first in islice(firsts, AHEAD * workers))
+    try:
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(job, first) for first in islice(firsts, 1))
+    except BrokenExecutor:
+        raise WorkerDied("a worker was killed (out of memory?); nothing was written, try fewer workers") from None
 
 
 @cache
@@ -112,7 +124,7 @@ def _pieces(tokenizer: str) -> Pieces:
     return Pieces(tokenizer)
 
 
-def _job(tokenizer: str, path: str, kind: str, first: int, rows: int) -> tuple[list[tuple], int]:
+def _job(tokenizer: str, path: str, kind: str, rows: int, first: int) -> tuple[list[tuple], int]:
     """Blocks for `Writer.append`, one a stream, of some rows of a file, and how many of the rows are left out."""
     columns = [c for columns in STREAMS[kind].values() for c in columns]
     frame = pl.scan_parquet(path).select(columns).slice(first, rows).collect()
@@ -121,10 +133,10 @@ def _job(tokenizer: str, path: str, kind: str, first: int, rows: int) -> tuple[l
     return [_only(kept, *block) for block in cut], int(len(kept) - kept.sum())
 
 
-def _block(pieces: Pieces, texts: list[list[str]]) -> tuple[np.ndarray, ...]:
+def _block(pieces: Pieces, texts: pl.Series) -> tuple[np.ndarray, ...]:
     """ids, words, lengths and counts; sentences without a token are dropped."""
-    ids, words, lengths = pieces([text for row in texts for text in row])
-    row = np.repeat(np.arange(len(texts)), [len(r) for r in texts])
+    ids, words, lengths = pieces(texts.explode().drop_nulls())
+    row = np.repeat(np.arange(len(texts)), texts.list.len().to_numpy())
     there = lengths > 0
     return ids, words, lengths[there], np.bincount(row[there], minlength=len(texts))
 

@@ -443,11 +443,11 @@ def check_name(name: str) -> str:
     """A registered model's name.
 
     Raises:
-        RegistryError: not `recommend-` or `language-` and a name. MLflow itself accepts blanks and `@`.
+        RegistryError: not `recommend-`, `language-` or `distill-` and a name. MLflow itself accepts blanks and `@`.
     """
-    if not re.fullmatch(r"(recommend|language)-[a-z][a-z0-9_]*", name):
+    if not re.fullmatch(r"(recommend|language|distill)-[a-z][a-z0-9_]*", name):
         raise RegistryError(f"{name!r} is no name of a model here; they are recommend-backbone, recommend-<task>, "
-                            f"language-<recipe> and language-<task>")  # fmt: skip
+                            f"language-<recipe>, language-<task> and distill-<method>")  # fmt: skip
     return name
 
 

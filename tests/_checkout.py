@@ -17,6 +17,7 @@ LANGUAGE = (
     "tokenizer", "tokens", "parts", "pretrain", "gate_pretrain", "promote_pretrain", "finetune", "gate_finetune",
     "promote_finetune",
 )  # fmt: skip
+DISTILL = ("distill", "gate_distill", "promote_distill", "mix", "gate_mix", "promote_mix")
 
 
 class Checkout:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from models import build, names, summary
+from models.distill._signals import Shape
 from tasks.readme import fill
 from tasks.recipes import read_recipe
 
@@ -105,6 +106,13 @@ def test_every_entry_of_params_builds():
         assert entry["data"] in params["language"]["tokens"]
     for entry in params["language"]["finetune"].values():
         assert entry["from"] in params["language"]["pretrain"] and entry["data"] in params["datasets"]
+    students, shape = params["distill"], Shape(2, 8, 2, 11, 3)
+    told = [(name, entry) for name, entry in students["methods"].items()]
+    told += [pair for mix in students["mixes"].values() for pair in mix.items() if isinstance(pair[1], dict)]
+    for name, entry in told:
+        own = {key: value for key, value in (entry or {}).items() if key not in ("stages", "training", "weight")}
+        assert build("distill", name, shape, shape, **own)
+    assert students["teacher"]["name"] in params["language"][students["teacher"]["from"]]
     backbone = params["recommend"]["backbone"]
     model = build("recommend", backbone["method"], [5, 6], 3, len(backbone["tasks"]), **backbone["settings"])
     assert model.head(**params["recommend"]["head"]["settings"])
@@ -143,6 +151,24 @@ def test_one_line_adds_exactly_its_stages():
             for key in entry["params.yaml"]:
                 assert not key.startswith("recommend.tasks"), f"{name} reads {key}: a new task would re-run it"
                 assert key != "recommend", f"{name} reads all of recommend: a new task would re-run it"
+
+
+def test_a_student_depends_on_every_helper_of_its_method():
+    """DVC cannot read imports: what the methods share is listed, or an edit would leave old students."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    listed, folder = set(stages["distill"]["do"]["deps"]), ROOT / "models/distill"
+    own_loop = {"wid", "on_policy", "minillm", "distillm"}
+    waiting = [folder / f"{name}.py" for name in names("distill") if name not in own_loop]
+    waiting += [folder / "_distillation.py", folder / "_student.py"]
+    seen = set()
+    while waiting:
+        path = waiting.pop()
+        if path not in seen:
+            seen.add(path)
+            helpers = [name for name in imports(path) if name.startswith("models.distill._")]
+            found = [folder / f"{name.split('.')[2]}.py" for name in helpers]
+            assert {f"models/distill/{each.name}" for each in found} <= listed, path
+            waiting += found
 
 
 def test_no_pickle_and_no_machine_path():

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import yaml
-from _checkout import LANGUAGE, Checkout, copied
+from _checkout import DISTILL, LANGUAGE, Checkout, copied
 
 SMALL = {"rows": 24000, "epochs": 1, "head_epochs": 6}
 TASK = "{given: \"event_id = 'item_view'\", positive: \"event_id = 'offer_make'\", within: session}"
@@ -40,7 +40,7 @@ def smaller(params: dict) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Checkout:
-    made = copied(tmp_path_factory.mktemp("promise") / "rootstock", smaller, without=LANGUAGE)
+    made = copied(tmp_path_factory.mktemp("promise") / "rootstock", smaller, without=LANGUAGE + DISTILL)
     made.first = made.repro()
     return made
 

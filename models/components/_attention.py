@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.components._dropout import dropout
+from models.components._mixing import mix
 from models.components._rows import Rows
 
 __all__ = ["Attention", "View", "alibi", "buckets", "cross_view", "frequencies", "lowered", "rotate", "turns", "view"]
@@ -165,7 +166,8 @@ class Attention(nn.Module):
         heads = self._heads(hidden, turn, memory)
         show = None if self.watcher is None else self.watcher(heads)
         if sees.held or show:
-            return self._held(heads, sees.hold(heads[1].shape[2], hidden.device), None, show)[0]
+            sees = sees.hold(heads[1].shape[2], hidden.device)
+            return self._dropped(heads, sees) if self._drops(sees, show) else self._held(heads, sees, None, show)[0]
         mixed_BHTK = F.scaled_dot_product_attention(
             *heads,
             attn_mask=sees.mask if sees.mask is None or sees.mask.dtype == torch.bool else sees.mask.to(heads[0].dtype),
@@ -186,10 +188,7 @@ class Attention(nn.Module):
     def _held(
         self, heads: Heads, sees: View, scores: Tensor | None, show: Callable[[Tensor], None] | None
     ) -> tuple[Tensor, Tensor]:
-        query, key, value = heads
-        if self.grouped:
-            repeats = query.shape[1] // key.shape[1]
-            key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+        query, key, value = self._repeated(heads)
         scores_BHTS = (query * self.scale) @ key.mT
         if scores is not None:
             scores_BHTS = scores_BHTS + scores
@@ -201,6 +200,26 @@ class Attention(nn.Module):
         if sees.sighted is not None:
             mixed_BHTK = mixed_BHTK * sees.sighted
         return self.output(mixed_BHTK.transpose(1, 2).flatten(2)), scores_BHTS
+
+    def _drops(self, sees: View, show: Callable[[Tensor], None] | None) -> bool:
+        """Whether `_mixing.mix` may: nobody looks at the scores, and their bias has no gradient."""
+        learned = sees.addend is not None and sees.addend.requires_grad
+        on_cpu = self.query.weight.device.type == "cpu" and not torch.compiler.is_compiling()
+        return self.training and 0 < self.dropout < 0.999 and on_cpu and not show and not learned
+
+    def _dropped(self, heads: Heads, sees: View) -> Tensor:
+        query, key, value = self._repeated(heads)
+        mixed_BTHK = mix(*(x.transpose(1, 2) for x in (query, key, value)), sees.addend, self.scale, self.dropout)
+        if sees.sighted is not None:
+            mixed_BTHK = mixed_BTHK * sees.sighted.transpose(1, 2)
+        return self.output(mixed_BTHK.flatten(2))
+
+    def _repeated(self, heads: Heads) -> Heads:
+        query, key, value = heads
+        if self.grouped:
+            repeats = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+        return query, key, value
 
     def _heads(self, hidden: Tensor, turn: tuple[Tensor, Tensor] | None, memory: Tensor | None) -> Heads:
         hidden = lowered(hidden)

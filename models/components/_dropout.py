@@ -3,11 +3,14 @@
 Source: Srivastava et al., 2014, jmlr.org/papers/v15/srivastava14a.html. The bits are ours.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["dropout"]
+__all__ = ["LEVELS", "draw", "dropout"]
 
 LEVELS = 2**16
 
@@ -30,13 +33,19 @@ def dropout(hidden: Tensor, rate: float, training: bool) -> Tensor:
     return _Dropout.apply(hidden, round(rate * LEVELS))
 
 
+def draw(shape: Sequence[int], lost: int) -> Tensor:
+    """What stays, of `lost` among LEVELS that go: bool."""
+    count = math.prod(shape)
+    words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    return (words.view(torch.int16)[:count] >= lost - LEVELS // 2).view(shape)
+
+
 class _Dropout(torch.autograd.Function):
     """Keeps one byte an element for the backward pass; torch keeps a number."""
 
     @staticmethod
     def forward(ctx, hidden, lost):
-        words = torch.empty(-(-hidden.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        kept = (words.view(torch.int16)[: hidden.numel()] >= lost - LEVELS // 2).view(torch.uint8).view(hidden.shape)
+        kept = draw(hidden.shape, lost).view(torch.uint8)
         ctx.save_for_backward(kept)
         ctx.scale = LEVELS / (LEVELS - lost)
         return hidden * kept.to(hidden.dtype).mul_(ctx.scale)

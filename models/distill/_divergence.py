@@ -167,15 +167,16 @@ def word_divergence(
     which = which or Divergence()
     _check(student, teacher, which, group)
     student, teacher = _flat(student), _flat(teacher)
-    count, device = student.shape[0], _states(student).device
+    states, count = _states(student), student.shape[0]
+    device, wide = states.device, torch.promote_types(states.dtype, torch.float32)
     if weights is None:
-        weights = torch.full((count,), 1 / max(count, 1), device=device)
+        weights = torch.full((count,), 1 / max(count, 1), dtype=wide, device=device)
     else:
         weights = weights.detach().flatten()
         if not bool((counts := weights != 0).all()):
             student, teacher, weights = student[counts], teacher[counts], weights[counts]
     student, teacher = _cast(student, device.type), _cast(teacher, device.type)
-    job = _Job(teacher.detach(), which, weights, group, rows)
+    job = _Job(teacher.detach(), which, weights, group, rows, torch.is_grad_enabled())
     with torch.autocast(device.type, enabled=False):
         if isinstance(student, Words):
             return _Fused.apply(student.hidden, student.weight, student.bias, (student.scale, student.cap), job)
@@ -208,6 +209,7 @@ class _Job:
     weights: Tensor  # (N,)
     group: dist.ProcessGroup | None
     rows: int | None
+    train: bool  # whether gradients are wanted at all
 
 
 class _Head:
@@ -259,7 +261,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, shape, job):
-        wanted = list(ctx.needs_input_grad[:3])
+        wanted = [job.train and need for need in ctx.needs_input_grad[:3]]
         head, which = _Head(hidden, weight, bias, shape, wanted), job.which
         weights, tau = job.weights.to(head.dtype), which.temperature
         teacher = job.teacher
@@ -370,9 +372,7 @@ def _logits(hidden, weight, bias, scale, cap, dtype) -> Tensor:
     """In float32 or wider; without a head the states are the logits."""
     if weight is None:
         return hidden.to(dtype)
-    z = torch.mm(hidden, weight.T)
-    if bias is not None:
-        z = z.add_(bias)
+    z = torch.nn.functional.linear(hidden, weight, None if bias is None else bias.to(hidden.dtype))
     return finish(z.to(dtype), scale, cap)
 
 

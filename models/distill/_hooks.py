@@ -2,7 +2,8 @@
 
 Layers and norms are read by forward hooks. Queries, keys and values are read where every transformers model hands them
 over, its attention function, and in ours where Attention splits its heads; both after rotary turns. A layer whose
-scores nobody wants keeps the fused kernel. The hooks live inside `watch`: wants may change from step to step.
+scores nobody wants keeps the fused kernel. The hooks live inside `watch`: wants may change from step to step. `inside`
+is its counterpart for methods that change what flows through a model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from models.components._attention import Attention
 from models.components._model import Model
 from models.distill._signals import LISTS, Signals
 
-__all__ = ["Seen", "depth", "watch"]
+__all__ = ["Seen", "depth", "edits_of", "inside", "watch"]
 
 ATTENTION = "rootstock"  # the name of our attention function in transformers
 HEADS = ("query", "key", "value")
@@ -92,6 +93,111 @@ def watch(model: nn.Module, wanted: Mapping[str, Sequence[int]]) -> Iterator[See
         if any(wanted.get(name) for name in (*HEADS, "scores")):
             (_watch_our_heads if ours else _watch_their_heads)(model, wanted, seen, layers, hooks)
         yield seen
+
+
+def edits_of(edits: Mapping[str, Any], who: str) -> dict[str, Any]:
+    """The edits of one model, "student" or "teacher", by place within it."""
+    return {place.removeprefix(f"{who}."): edit for place, edit in edits.items() if place.startswith(f"{who}.")}
+
+
+@contextmanager
+def inside(
+    model: nn.Module, edits: Mapping[str, Any], mask: Tensor | None = None, lender: nn.Module | None = None
+) -> Iterator[None]:
+    """Act inside the forward passes of the block; what `watch` sees within it is what the edits left.
+
+    Args:
+        model: as for `watch`.
+        edits: by place. "embedding" and "output.<i>", the state that leaves the embedding and layer i from 0 (where
+            norms come first: not yet normalised): a function of that state (B, T, D) and the mask, which returns
+            another. "layer.<i>": numbers of the lender's layers that are run, one after the other, in place of it.
+        mask: (B, T) bool, for these functions.
+        lender: of the same family and width.
+
+    Raises:
+        LookupError: no such place; layers to be borrowed, but nobody lends them; an architecture not known, or one
+            whose layers hand each other more than states.
+        ValueError: a layer number that model or lender does not have.
+    """
+    body, places = _our_places(model) if isinstance(model, Model) else _their_places(model)
+    layers, count = body.get_submodule(places.layers), depth(model)
+    outputs, borrowed = {}, {}
+    for place, edit in edits.items():
+        kind, _, number = place.partition(".")
+        if place != "embedding" and (kind not in ("layer", "output") or not number.isdecimal()):
+            raise LookupError(f"no place {place!r} inside a model; there are embedding, layer.<i> and output.<i>")
+        if number and int(number) >= count:
+            raise ValueError(f"{place} is to be changed, but the model has {count} layers, from 0")
+        if kind != "embedding":
+            (borrowed if kind == "layer" else outputs)[int(number)] = edit
+    with ExitStack() as hooks:
+        if borrowed:
+            _lend(model, layers, borrowed, lender, hooks)
+        for index, layer in enumerate(layers):
+            numbers = list(range(index, count, len(layers)))
+            if set(numbers) & set(outputs):
+                hooks.callback(layer.register_forward_hook(_changer(numbers, outputs, mask)).remove)
+        if "embedding" in edits:
+            at = body.get_submodule(places.embedding)
+            hooks.callback(at.register_forward_hook(_changer([0], {0: edits["embedding"]}, mask)).remove)
+        yield
+
+
+def _changer(numbers: list[int], edits: Mapping[int, Callable], mask: Tensor | None) -> Callable:
+    """A hook that changes the state a module leaves; a shared module is known by how often it was called."""
+    calls = 0
+
+    def hook(module, inputs, output):
+        nonlocal calls
+        edit = edits.get(numbers[calls % len(numbers)])
+        calls += 1
+        if edit is None:
+            return None
+        return (edit(output[0], mask), *output[1:]) if isinstance(output, tuple) else edit(output, mask)
+
+    return hook
+
+
+def _lend(model: nn.Module, layers, borrowed: Mapping[int, Sequence[int]], lender, hooks: ExitStack) -> None:
+    """Run the lender's layers where the model's would run; hooks of the model's layers still see what leaves."""
+    if lender is None:
+        raise LookupError(f"layers {sorted(borrowed)} are to be borrowed, but no model lends its layers")
+    kinds = ["ours" if isinstance(one, Model) else one.config.model_type for one in (model, lender)]
+    if kinds[0] != kinds[1]:
+        raise LookupError(f"a {kinds[0]} model cannot run the layers of a {kinds[1]} model; take one family for both")
+    if kinds[0] == "t5" or getattr(layers[0], "residual", False):
+        raise LookupError("these layers hand each other their scores or positions, so that none can be replaced")
+    body, places = _our_places(lender) if kinds[0] == "ours" else _their_places(lender)
+    theirs, count = body.get_submodule(places.layers), depth(lender)
+    for numbers in borrowed.values():
+        if wrong := sorted(n for n in numbers if not 0 <= n < count):
+            raise ValueError(f"layers {wrong} are to be borrowed, but the lender has {count} layers, from 0")
+    if kinds[0] != "ours" and getattr(model.config, "use_cache", False):
+        hooks.callback(setattr, model.config, "use_cache", True)
+        model.config.use_cache = False  # a cache goes by layer number, which two models' layers share
+    for index, layer in enumerate(layers):
+        numbers = list(range(index, depth(model), len(layers)))
+        if set(numbers) & set(borrowed):
+            lent = {i: [theirs[n % len(theirs)] for n in borrowed[i]] for i in numbers if i in borrowed}
+            layer.forward = _borrower(layer.forward, numbers, lent)
+            hooks.callback(delattr, layer, "forward")
+
+
+def _borrower(own: Callable, numbers: list[int], lent: Mapping[int, list[nn.Module]]) -> Callable:
+    calls = 0
+
+    def forward(hidden, *rest, **more):
+        nonlocal calls
+        number = numbers[calls % len(numbers)]
+        calls += 1
+        if number not in lent:
+            return own(hidden, *rest, **more)
+        for layer in lent[number]:
+            output = layer(hidden, *rest, **more)
+            hidden = output[0] if isinstance(output, tuple) else output
+        return output
+
+    return forward
 
 
 def _watch_levels(

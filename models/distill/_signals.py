@@ -51,6 +51,8 @@ class Signals:
     scores: Sequence[Tensor | None] = field(
         default_factory=list
     )  # L of (B, H, T, T): scaled and masked, before softmax
+    spans: Tensor | None = None  # (B, T) int64, which word or phrase of its row a token is part of; -1: none
+    edited: "Signals | None" = None  # the same rows once more, under the edits of a method that compares both
 
     def level(self, number: int) -> Tensor:
         """(B, T, D) states of level `number`: 0 is the embedding's output."""

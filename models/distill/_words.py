@@ -69,10 +69,15 @@ class TopK:
             raise ValueError(f"{tuple(self.ids.shape)} ids, but {tuple(self.log_probs.shape)} log-probabilities")
 
     @classmethod
-    def of(cls, logits: Tensor, k: int, temperature: float = 1.0, rest: bool = True) -> "TopK":
-        """The k largest of (..., V) logits."""
+    def of(cls, logits: Tensor | Words, k: int, temperature: float = 1.0, rest: bool = True, rows: int = 256) -> "TopK":
+        """The k largest of (..., V) logits; of Words, `rows` tokens at a time."""
         if not 1 <= k <= logits.shape[-1]:
             raise ValueError(f"k must be in 1..{logits.shape[-1]}, the vocabulary; got {k}")
+        if isinstance(logits, Words):
+            flat = replace(logits.detach(), hidden=logits.hidden.detach().flatten(0, -2))
+            parts = [cls.of(flat[i : i + rows].tensor(), k, temperature) for i in range(0, len(flat.hidden), rows)]
+            whole = (torch.cat([getattr(part, name) for part in parts]) for name in ("ids", "log_probs"))
+            return cls(*(x.view(*logits.shape[:-1], k) for x in whole), logits.shape[-1], temperature, rest)
         wide = torch.promote_types(logits.dtype, torch.float32)
         best = (logits.detach().to(wide) / temperature).log_softmax(-1).topk(k)
         return cls(best.indices, best.values, logits.shape[-1], temperature, rest)

@@ -16,6 +16,11 @@ language:
     category: {from: bert, data: sample}
     entailment: {from: gpt2, data: sample}
     polarity: {from: bert, data: other}
+distill:
+  teacher: {from: finetune, name: category}
+  data: ingest/sample
+  methods: {kd: {}, pkd: {}}
+  mixes: {tiny: {kd: {}, pkd: {}}}
 """
 GRAPH = """
 stages:

@@ -20,6 +20,7 @@ def called(made, monkeypatch):
     monkeypatch.setattr(module, "data", lambda: calls.append("data"))
     monkeypatch.setattr(module, "recommend", lambda: calls.append("recommend"))
     monkeypatch.setattr(module, "language", lambda: calls.append("language"))
+    monkeypatch.setattr(module, "distill", lambda: calls.append("distill"))
     return calls
 
 
@@ -35,8 +36,13 @@ def staleness(monkeypatch, *answers: list[str]) -> None:
         (["prompt@offer_make"], ["prompt@offer_make"], ["recommend"]),
         (["fetch@sample"], ["features"], ["data", "recommend"]),
         (["fetch@other"], [], ["data"]),  # a dataset that no model reads
-        (["finetune@category"], ["finetune@category", "gate_finetune@category"], ["language"]),
-        (["fetch@sample"], ["features", "tokens@corpora", "gate_backbone"], ["data", "recommend", "language"]),
+        (["finetune@category"], ["finetune@category", "gate_finetune@category"], ["language", "distill"]),
+        (["distill@kd"], ["distill@kd", "promote_mix@tiny"], ["distill"]),
+        (
+            ["fetch@sample"],
+            ["features", "tokens@corpora", "gate_backbone"],
+            ["data", "recommend", "language", "distill"],
+        ),
         (["data.dvc"], [], ["data"]),  # somebody edited data/: restored, and nothing is new
     ],
 )
@@ -60,7 +66,7 @@ def test_what_fails_in_one_flow_does_not_hold_up_the_other(called, monkeypatch, 
     staleness(monkeypatch, [], ["prompt@offer_make", "pretrain@bert"])
     with pytest.raises(TasksFailed):
         module.watch.fn()
-    assert called == ["language"]
+    assert called == ["language", "distill"]
     assert "- stale: pretrain@bert" in capsys.readouterr().out
 
 

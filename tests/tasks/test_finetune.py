@@ -186,7 +186,8 @@ def test_lora_trains_adapters_and_head_only(made, tmp_path):
     assert changed and all(name.rpartition(".")[0].endswith(("query", "value")) for name in changed)
     assert about["trained_parameters"] < about["parameters"] / 4
     assert metrics["export"]["equal"] is True
-    assert {file.name for file in (out / "extra/adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    written = {file.name for file in (out / "extra/adapter").iterdir()}
+    assert written == {"adapter_config.json", "adapter_model.safetensors"}
     AutoModelForSequenceClassification.from_pretrained(out / "model")
 
 

@@ -11,6 +11,7 @@ from tasks.files import digest, read_json
 from tasks.ingest import main
 from tasks.ingest_text import TextRejected, batches, ingest_text, sentences
 from tasks.settings import SettingsError
+from tests.tasks._memory import peak
 
 
 @pytest.fixture(autouse=True)
@@ -124,17 +125,21 @@ def test_command_takes_texts_too(capsys):
     assert list(sentences("out", "train"))[0].startswith("Do ")
 
 
-def test_memory_does_not_grow_with_the_texts():
-    """Not rows but buckets are in memory: the largest frame that is read back stays a fraction of the whole."""
-    import tasks.ingest_text as module
+INGEST = """
+import sys
+import polars as pl
+from polars.io.plugins import register_io_source
+import tasks.ingest_text as module
+rows, module.SPILL_BYTES = int(sys.argv[1]), 500_000
+text = "The boots from the shop are new. " * 40
+frame = lambda first: pl.DataFrame({"sentences": [[f"{n} {text}"] for n in range(first, first + 100)]})
+made = register_io_source(lambda *_: map(frame, range(0, rows, 100)), schema={"sentences": pl.List(pl.String)})
+module.ingest_text("documents", made, 16 * module.BUCKET_BYTES, sys.argv[2])
+"""
 
-    seen = []
-    arranged = module._arranged
-    module._arranged = lambda frame, *rest: (seen.append(len(frame)), arranged(frame, *rest))[1]
-    try:
-        ingest_text("documents", texts(3000).lazy(), 32 * module.BUCKET_BYTES, "a")
-    finally:
-        module._arranged = arranged
-    assert sum(seen) == 3000
-    assert len(seen) == 32
-    assert max(seen) < 200
+
+def test_memory_does_not_grow_with_the_texts():
+    """Six times the rows, 33 MB more of text: a process that kept them would need as much more, and again as much."""
+    small, large = peak(INGEST, 5000, "small"), peak(INGEST, 30_000, "large")
+    assert sum(read_json("large/manifest.json")["rows"].values()) == 30_000
+    assert large < small + 20

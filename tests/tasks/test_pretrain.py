@@ -116,6 +116,7 @@ def test_bert_from_tokens_to_transformers(made, tmp_path, capsys):
     assert model.config.vocab_size == vocabulary.size == len(tokenizer)
     assert sum(p.numel() for p in model.parameters()) < about["parameters"]  # without the pair head
     assert model(**tokenizer("a red chair", return_tensors="pt")).logits.isfinite().all()
+    assert (tokenizer("a red", "chair").token_type_ids[-1], tokenizer.model_max_length) == (1, 128)
 
 
 def test_a_recipe_under_another_name_with_overrides(made, tmp_path):

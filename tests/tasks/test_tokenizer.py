@@ -13,8 +13,9 @@ from tasks.datasets import corpora
 from tasks.datasets._listings import Listing
 from tasks.files import digest, read_json
 from tasks.ingest_text import ingest_text
+from tasks.recipes import read_recipe
 from tasks.settings import SettingsError
-from tasks.tokenizer import ROLES, TokenizerError, Vocabulary, check_vocabulary, make_tokenizer, train
+from tasks.tokenizer import ROLES, TokenizerError, Vocabulary, check_vocabulary, copy_tokenizer, make_tokenizer, train
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("wordpiece", "bpe", "unigram")
@@ -108,6 +109,18 @@ def listings():
         ({"kind": "bpe"}, SettingsError, "lacks vocabulary"),
         ({"kind": "bpe", "vocabulary": 500, "lower": True}, SettingsError, "unknown settings: lower; it accepts: kind"),
         ({"pretrained": "x", "vocabulary": 5}, SettingsError, "taken as it is; remove vocabulary"),
+        ({"kind": "bpe", "vocabulary": "500"}, SettingsError, "vocabulary is '500'; it must be a whole number from 1"),
+        ({"kind": "bpe", "vocabulary": True}, SettingsError, "vocabulary is True; it must be a whole number"),
+        ({"kind": "bpe", "vocabulary": 500, "minimum": 0}, SettingsError, "minimum is 0; it must be a whole number"),
+        (
+            {"kind": "bpe", "vocabulary": 500, "sentinels": -1, "lowercase": "no"},
+            SettingsError,
+            "lowercase is 'no'; it must be true or false, sentinels is -1",
+        ),
+        ({"pretrained": None}, SettingsError, "pretrained is None; it must be a path"),
+        ({"pretrained": ".", "lowercase": 1}, SettingsError, "lowercase is 1; it must be true or false"),
+        ({"pretrained": ".", "lowercase": True}, SettingsError, "lowercase is for a vocab.txt"),
+        (None, SettingsError, "language.tokenizer is None; it needs kind and vocabulary, or pretrained"),
         ({"kind": "bpe", "vocabulary": 200}, TokenizerError, "a vocabulary of 200 has no room beside 7 special"),
         ({"pretrained": "nowhere"}, FileNotFoundError, "nowhere, which does not exist"),
         ({"pretrained": "."}, TokenizerError, "it needs tokenizer.json, vocab.txt"),
@@ -165,6 +178,49 @@ def test_a_sentencepiece_model_keeps_its_ids(folder):
     Path("bad.model").write_bytes(b"no model at all")
     with pytest.raises(TokenizerError, match="bad.model is no sentencepiece model"):
         make_tokenizer({"pretrained": "bad.model"}, [], "out")
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_beside_a_model_it_stays_what_it_is(made, folder, kind, family):
+    """AutoTokenizer reads config.json too; a family's own tokenizer class must not take its place."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    embedding = read_recipe(family, "nano").model["embedding"]
+    AutoConfig.for_model(family).save_pretrained(folder)
+    copy_tokenizer(made[kind], folder, embedding)
+    tokenizer, vocabulary = AutoTokenizer.from_pretrained(folder), Vocabulary.open(made[kind])
+    assert tokenizer.is_fast
+    assert digest(folder / "tokenizer.json") == vocabulary.sha256
+    one, two = (plain_ids(made[kind], text) for text in ("red boots", "my sister's 红 bag"))
+    left, right = (vocabulary.cls, vocabulary.sep) if kind == "wordpiece" else (vocabulary.bos, vocabulary.eos)
+    pair = tokenizer("red boots", "my sister's 红 bag")
+    assert pair.input_ids == [left, *one, right, *two, right]
+    if family == "bert":
+        assert pair.token_type_ids == [0] * (len(one) + 2) + [1] * (len(two) + 1)
+    else:
+        assert "token_type_ids" not in pair
+    longest = {"bert": 128, "gpt2": 128}.get(family)  # the others have no table of positions
+    if longest:
+        assert tokenizer.model_max_length == longest
+        assert len(tokenizer("red boots " * 200, truncation=True).input_ids) == longest
+    else:
+        assert tokenizer.model_max_length > 10**9
+    assert not (folder / "manifest.json").exists()
+
+
+def plain_ids(folder: Path, text: str) -> list[int]:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+
+
+def test_robertas_counted_positions_and_single_segment(made, folder):
+    embedding = {"position": {"length": 130, "start": 2, "counted": True}, "segment": {"kinds": 1}}
+    copy_tokenizer(made["bpe"], folder, embedding)
+    config = read_json(folder / "tokenizer_config.json")
+    assert config["model_max_length"] == 128
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
 
 
 def test_a_tokenizer_of_another_checkpoint_is_refused(made):

@@ -139,6 +139,12 @@ def save(
         raise CheckpointRejected(f"the recipe has no {error}, which a {family} of transformers has") from None
     _refuse_other(known, facts, told, family)
     tensors = _exported(model, known.rules(facts), family)
+    if not facts.tied:  # then transformers does not tie a head's bias either, and reads the second of its names
+        tensors |= {
+            again: tensors[name].clone()
+            for again, name in known.twice.items()
+            if name.endswith("bias") and name in tensors
+        }
     if architecture == known.bare:
         tensors = {name.removeprefix(f"{known.prefix}."): tensor for name, tensor in tensors.items()}
     dtype = next(iter(tensors.values())).dtype

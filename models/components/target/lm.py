@@ -58,7 +58,7 @@ class LanguageModel(nn.Module):
         labels = read_labels(batch, self.label, hidden.shape[:2])
         asked = labels != IGNORED
         loss = head_loss(
-            self._read(hidden[asked]), self.head.weight, labels[asked], self.head.bias, self.smoothing, self.z_loss
+            self.read(hidden[asked]), self.head.weight, labels[asked], self.head.bias, self.smoothing, self.z_loss
         )
         terms = {"correct": loss.correct}
         if self.smoothing or self.z_loss:
@@ -69,7 +69,8 @@ class LanguageModel(nn.Module):
 
     def predict(self, hidden: Tensor, rows: Rows) -> Tensor:
         """Logits (B, T, V)."""
-        return self.head(self._read(hidden))
+        return self.head(self.read(hidden))
 
-    def _read(self, hidden: Tensor) -> Tensor:
+    def read(self, hidden: Tensor) -> Tensor:
+        """What the head reads, of any places (..., D)."""
         return hidden if self.factor is None else hidden * self.factor

@@ -56,12 +56,13 @@ class MaskedLM(nn.Module):
         """(B, T, D) -> sum over labelled tokens in nats, and how many are right."""
         labels = read_labels(batch, self.label, hidden.shape[:2])
         asked = labels != IGNORED
-        loss = head_loss(self._read(hidden[asked]), self.head.weight, labels[asked], self.head.bias)
+        loss = head_loss(self.read(hidden[asked]), self.head.weight, labels[asked], self.head.bias)
         return loss.total, {"correct": loss.correct}
 
     def predict(self, hidden: Tensor, rows: Rows) -> Tensor:
         """Logits (B, T, V)."""
-        return self.head(self._read(hidden))
+        return self.head(self.read(hidden))
 
-    def _read(self, hidden: Tensor) -> Tensor:
+    def read(self, hidden: Tensor) -> Tensor:
+        """What the head reads, of any places (..., D)."""
         return self.norm(self.act(self.transform(hidden)))

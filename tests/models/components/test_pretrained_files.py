@@ -475,3 +475,19 @@ def test_a_model_of_another_recipe_is_refused(tmp_path):
     with pytest.raises(LookupError, match="closest: bert"):
         save(assemble(recipe), recipe, tmp_path, "bret")
     assert not list(Path(tmp_path).iterdir())
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_an_untied_head_keeps_its_bias(name, tmp_path):
+    recipe = read_recipe(name, "nano").model | {"tie": False}
+    torch.manual_seed(0)
+    model = assemble(recipe).eval()
+    torch.nn.init.normal_(model.targets["mlm"].head.bias)
+    save(model, recipe, tmp_path, name)
+    theirs, told = hf.AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not told["missing_keys"] and not told["mismatched_keys"]
+    ids = torch.randint(5, 100, (2, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.predict("mlm", ids=ids), theirs.eval()(input_ids=ids).logits, rtol=1e-4, atol=1e-5
+        )

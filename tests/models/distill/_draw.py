@@ -37,6 +37,7 @@ def signals(
         task=draw(shape.classes) if shape.classes else None,
         hard=draw(1)[:, 0].abs(),
         embedding=tokens(shape.width),
+        spans=torch.arange(places).div(2, rounding_mode="floor").expand(rows, -1),
         **lists,
     )
 

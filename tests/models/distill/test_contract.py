@@ -10,9 +10,10 @@ from models.distill._signals import LISTS, Method, Signals
 from tests.models.distill._draw import SMALL, signals
 
 # A method that cannot be built for two small equal models says here what it needs instead.
-SETTINGS = {"minilmv2": {"relation_heads": 4}}
+SETTINGS = {"mgskd": {"heads": 4}, "minilmv2": {"relation_heads": 4}}
 ZERO_AT_THE_TEACHER = {
     "distilbert",
+    "mgskd",
     "minilm",
     "minilmv2",
     "mobilebert",
