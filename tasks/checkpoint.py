@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-__all__ = ["latest", "pack_optimizer", "save_checkpoint", "unpack_optimizer"]
+__all__ = ["latest", "pack_optimizer", "save_checkpoint", "tensor_digest", "unpack_optimizer"]
 
 KEPT = 2
 
@@ -60,6 +60,11 @@ def latest(folder: str | Path) -> tuple[dict[str, Tensor], dict] | None:
         except (SafetensorError, ValueError, OSError) as error:
             print(f"checkpoint {path} is corrupt ({error}); trying the one before", file=sys.stderr)
     return None
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's numbers."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["digest", "locked", "new_folder", "read_json", "write_json", "write_text"]
+__all__ = ["digest", "locked", "new_folder", "read_if_there", "read_json", "write_json", "write_text"]
 
 LOCKS = Path(".dvc/tmp/rootstock")  # beside DVC's own locks: local to the checkout, never versioned
 
@@ -79,6 +79,11 @@ def read_json(path: str | Path):
         return json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); delete it and run `dvc repro` again") from None
+
+
+def read_if_there(path: str | Path) -> dict:
+    """A JSON object, or an empty one where there is no such file."""
+    return read_json(path) if Path(path).is_file() else {}
 
 
 def digest(path: str | Path) -> str:

@@ -5,7 +5,6 @@ fresh process. A closed gate is a result (exit 0): verdict.json for the next sta
 fails only when it cannot judge: artefacts that cannot be read, a registry that does not answer.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from models import metrics
 from tasks import bundle, fresh, page, plots, track
 from tasks.batches import load_split
+from tasks.checkpoint import tensor_digest
 from tasks.command import run
 from tasks.files import digest, new_folder, read_json, write_json, write_text
 from tasks.judge import PER_TASK, judge, rules_for
@@ -246,7 +246,7 @@ def _proof(model, backbone: Path, head: Path | None, about: dict) -> dict[str, t
         tuned["features"] == (now := digest(backbone / "encoder.json")),
         f"encoder {tuned['features'][:12]}, now {now[:12]}",
     )
-    prints = {name: _sha(value) for name, value in weights.items()}
+    prints = {name: tensor_digest(value) for name, value in weights.items()}
     moved = sorted(
         name for name, value in proof["backbone_after"].items() if value != proof["backbone_before"].get(name)
     )
@@ -266,10 +266,6 @@ def _proof(model, backbone: Path, head: Path | None, about: dict) -> dict[str, t
         ", ".join(foreign) or f"{proof['trained_parameters']} parameters",
     )
     return facts
-
-
-def _sha(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
 
 
 def _slices(rules: Mapping, rows: pl.DataFrame, labels: np.ndarray, scores: np.ndarray, tasks: list[str]) -> list[dict]:

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from tasks.files import read_json
+from tasks.files import read_if_there
 
 __all__ = ["drift", "notice", "standings", "tables"]
 
@@ -41,8 +41,8 @@ def standings(ran: dict[str, list[str]], artifacts: Path) -> list[dict]:
     rows = []
     for name, stages in ran.items():
         verdict, receipt = (
-            _read(artifacts / "gate" / name / "verdict.json"),
-            _read(artifacts / "receipt" / f"{name}.json"),
+            read_if_there(artifacts / "gate" / name / "verdict.json"),
+            read_if_there(artifacts / "receipt" / f"{name}.json"),
         )
         rows.append(
             {
@@ -66,7 +66,7 @@ def tables(names: list[str], ingest: Path) -> list[dict]:
     """
     rows = []
     for name in names:
-        manifest = _read(ingest / name / "manifest.json")
+        manifest = read_if_there(ingest / name / "manifest.json")
         splits, size = manifest.get("splits"), manifest.get("rows", "-")  # texts have no time, and rows by split
         shift = drift(*(splits[split]["events"] for split in ("train", "test"))) if splits else None
         rows.append(
@@ -88,10 +88,6 @@ def drift(old: dict[str, dict], new: dict[str, dict]) -> float:
     """
     pairs = [[max(mix.get(name, {}).get("share", 0.0), 1e-4) for mix in (old, new)] for name in old.keys() | new.keys()]
     return sum((p - q) * math.log(p / q) for p, q in sorted(pairs))
-
-
-def _read(file: Path) -> dict:
-    return read_json(file) if file.is_file() else {}
 
 
 def _table(rows: list[dict]) -> str:

@@ -10,7 +10,7 @@ import torch
 from models.metrics import auc
 from tasks.command import run
 from tasks.fetch import dataset
-from tasks.files import read_json, write_text
+from tasks.files import read_if_there, read_json, write_text
 from tasks.labels import Task, label
 from tasks.page import STYLE, number, table
 from tasks.settings import read
@@ -30,14 +30,14 @@ def report(params: str, artifacts: Path, data: Path, out: Path) -> dict[str, dic
     """
     chosen = read(f"{params}:recommend")
     base = read_json(artifacts / "backbone/metrics.json")
-    verdicts = {name: _read(artifacts / f"gate/{name}/verdict.json") for name in ("backbone", *chosen["tasks"])}
-    receipts = {name: _read(artifacts / f"receipt/{name}.json") for name in verdicts}
+    verdicts = {name: read_if_there(artifacts / f"gate/{name}/verdict.json") for name in ("backbone", *chosen["tasks"])}
+    receipts = {name: read_if_there(artifacts / f"receipt/{name}.json") for name in verdicts}
     best = best_auc(chosen, artifacts / "features", data / chosen["data"])
     found = {}
     for task in (*base, *chosen["tasks"]):
         name = "backbone" if task in base else task
-        measured = base.get(task) or _read(artifacts / f"prompt/{task}/metrics.json")
-        proof = {} if task in base else _read(artifacts / f"prompt/{task}/proof.json")
+        measured = base.get(task) or read_if_there(artifacts / f"prompt/{task}/metrics.json")
+        proof = {} if task in base else read_if_there(artifacts / f"prompt/{task}/proof.json")
         found[task] = {
             "auc": measured.get("auc"),
             "best": best.get(task),
@@ -120,10 +120,6 @@ def _page(chosen: dict, artifacts: Path, found: dict[str, dict], out: Path) -> s
         "backbone.</p>",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _read(file: Path) -> dict:
-    return read_json(file) if file.is_file() else {}
 
 
 def main(params: str, artifacts: str, data: str, out: str) -> None:

@@ -1,6 +1,5 @@
 """Add a task: tune its prompt head on the frozen backbone, and prove that nothing else changed."""
 
-import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tasks.batches import Batches, in_order, load_split
+from tasks.checkpoint import tensor_digest
 from tasks.command import run
 from tasks.evaluate import metrics, predict
 from tasks.files import digest, new_folder, read_json, write_json
@@ -65,8 +65,8 @@ def tune(settings: dict, name: str, ingest: Path, features: Path, backbone: Path
         "backbone_after": after,
         "backbone_unchanged": before == after,
         "backbone_gradients": sum(p.grad is not None for p in model.parameters()),
-        "old_predictions_before": _sha(old),
-        "old_predictions_after": _sha(new),
+        "old_predictions_before": tensor_digest(old),
+        "old_predictions_after": tensor_digest(new),
         "old_predictions_equal": bool(torch.equal(old, new)),
         "old_predictions_off_training": float((new - probe["prediction"]).abs().max()),
         "probe_rows": len(old),
@@ -235,11 +235,7 @@ def level(probability: Tensor, rate: float) -> float:
 
 def _fingerprints(model: nn.Module) -> dict[str, str]:
     """SHA-256 of every tensor and buffer of the backbone, by name."""
-    return {name: _sha(tensor) for name, tensor in model.state_dict().items()}
-
-
-def _sha(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+    return {name: tensor_digest(tensor) for name, tensor in model.state_dict().items()}
 
 
 def _probe(model: nn.Module, probe: dict[str, Tensor]) -> Tensor:
