@@ -426,20 +426,21 @@ def made_texts() -> list:
 
 
 def read_texts(folder: Path) -> list:
-    """Token numbers of the first texts of each file, by a WordPiece tokenizer trained on them."""
+    """Token numbers of the first documents of a folder, by a WordPiece tokenizer trained on them."""
+    from tempfile import TemporaryDirectory
+
     import polars as pl
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    lines = []
-    for path in sorted(folder.rglob("*.parquet")):
-        frame = pl.scan_parquet(path)
-        column = next(name for name, kind in frame.collect_schema().items() if kind == pl.String)
-        lines += frame.select(column).drop_nulls().head(TEXTS_READ).collect().to_series().to_list()
-    for path in sorted(folder.rglob("*.txt")):
-        lines += path.read_text().splitlines()[:TEXTS_READ]
+    from tasks.datasets import corpora
+
+    with TemporaryDirectory() as raw:
+        corpora.fetch(Path(raw), folder)
+        documents = corpora.read(Path(raw)).select(pl.col("sentences").list.join(" "))
+        lines = documents.collect()["sentences"].sample(fraction=1, shuffle=True, seed=7)[:TEXTS_READ].to_list()
     lines = [line for line in lines if line.strip()]
     if not lines:
-        raise SystemExit(f"error: {folder} has neither a .parquet with a column of texts nor a .txt")
+        raise SystemExit(f"error: {folder} has no texts")
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

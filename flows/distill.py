@@ -1,0 +1,66 @@
+"""Students: the teacher once, then every method and every mix of methods side by side."""
+
+import os
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows._command import start
+from flows.language import ModelsFailed
+from tasks.command import run
+from tasks.make import alone, make
+from tasks.notice import notice, standings
+from tasks.prune import prune
+from tasks.settings import read
+
+__all__ = ["distill", "student"]
+
+# Chains wait in tasks/slots.py for a device, so more workers than devices cost nothing and overlap gates with training.
+WORKERS = int(os.environ.get("ROOTSTOCK_WORKERS", "4"))
+PARTS = {"distill": "methods", "mix": "mixes"}  # stage -> the part of params.yaml that it is run for
+
+
+@task(task_run_name="{name}", cache_policy=NO_CACHE)
+def student(kind: str, name: str) -> list[str]:
+    """Distil, judge and promote one student: the stages that ran."""
+    return [ran for step in (kind, f"gate_{kind}", f"promote_{kind}") for ran in make(f"{step}@{name}", single=True)]
+
+
+@flow(log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))
+def distill() -> dict[str, list[str]]:
+    """Bring the teacher and every student of params.yaml up to date, then remove what retired ones left.
+
+    Returns:
+        "teacher", each method and each mix -> the stages that ran for it.
+
+    Raises:
+        StageFailed: the teacher, or the data, failed.
+        ModelsFailed: at the end, when all others are done; names each student and what its stage said.
+        Busy: another run holds this checkout.
+    """
+    chosen = read("params.yaml:distill")
+    wanted = [(kind, name) for kind, part in PARTS.items() for name in chosen.get(part) or {}]
+    teacher = chosen["teacher"]
+    with alone():
+        make("registry", single=True)  # a registry that was lost makes each promotion stale
+        # and all that it needs; a version of the student names the teacher's
+        ran = {"teacher": make(f"promote_{teacher['from']}@{teacher['name']}") if wanted else []}
+        if wanted and chosen["data"].startswith(("ingest/", "tokens/")):
+            ran["teacher"] += make(chosen["data"].replace("/", "@"))
+        futures = {name: student.submit(kind, name) for kind, name in wanted}
+        results = {name: future.result(raise_on_failure=False) for name, future in futures.items()}
+        retired = prune("params.yaml", "dvc.lock")
+    failed = {name: result for name, result in results.items() if isinstance(result, BaseException)}
+    ran |= {name: result for name, result in results.items() if name not in failed}
+    words = [f"- **{name}** failed: {error}" for name, error in failed.items()]
+    words += [f"- removed, as its student is retired: {path}" for path in retired]
+    notice("distill", "Students", standings(ran, Path("artifacts/language")), "\n".join(words))
+    if failed:
+        raise ModelsFailed(f"{len(failed)} of {len(results)} students failed, the others are done\n" + "\n".join(words))
+    return ran
+
+
+if __name__ == "__main__":
+    run(lambda: start(distill))
