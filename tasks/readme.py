@@ -19,6 +19,8 @@ FOLDERS = {  # mark in the README -> the files of its table, below the repositor
     "recipes": "models/components/recipes/*.yaml",
     "processors": "tasks/processors/*.py",
     "kinds": "tasks/kinds/*.py",
+    "distill": "models/distill/*.py",
+    "teachers": "models/distill/teachers/*.py",
 }
 SCHEDULES = "models/schedules.py"  # one file, a function each
 
