@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,7 +148,8 @@ def rank(number: int, ranks: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_are_one_big_batch(tmp_path):
+def test_two_ranks_are_one_big_batch(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[3])  # the new processes inherit this process's path
     mp.spawn(rank, args=(2, str(tmp_path)), nprocs=2)
     parts = [load_file(tmp_path / f"{number}.safetensors") for number in range(2)]
     twin = model()

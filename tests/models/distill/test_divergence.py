@@ -362,7 +362,7 @@ def test_memory_does_not_grow_with_the_tokens():
     cases = [f"{kind}/chunked/{tokens}" for kind in ("forward", "jsd") for tokens in (1024, 4096)]
     cases += ["forward/plain/1024", "forward/plain/4096"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.models.distill._memory", *cases],
+        [sys.executable, "-m", "tests.models.distill._peak", *cases],
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

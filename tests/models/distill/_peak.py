@@ -1,6 +1,6 @@
 """Extra memory of a divergence with its gradients, by number of tokens; a process for each, as peaks never fall.
 
-    MALLOC_MMAP_THRESHOLD_=65536 python -m tests.models.distill._memory KIND/chunked|plain/TOKENS ...
+    MALLOC_MMAP_THRESHOLD_=65536 python -m tests.models.distill._peak KIND/chunked|plain/TOKENS ...
 
 The threshold gives every freed buffer back at once, so that what is measured is what is held.
 """
