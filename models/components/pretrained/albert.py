@@ -60,11 +60,19 @@ class Albert(Family):
     def targets(self, config: Mapping, names: Collection[str]) -> dict:
         marks = {"mlm": "predictions.bias", "sp": "sop_classifier.classifier.weight"}
         found = {target: {} for target, name in marks.items() if name in names}
+        if "mlm" in found and self.head in names:  # a tied head is as narrow as its table by itself
+            found["mlm"] = {"embedding_width": config["embedding_size"]}
         return found or read_head(config, names, config.get("classifier_dropout_prob", 0.1))
 
     def config(self, facts: Facts) -> dict:
         groups = {"num_hidden_groups": 1, "inner_group_num": 1, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
         width = {"embedding_size": facts.embedding()["width"] or facts.recipe["width"]}
+        free = facts.has("target", "mlm") and not facts.tied
+        if free and facts("target.mlm.embedding_width") != width["embedding_size"]:
+            raise CheckpointRejected(
+                f"transformers' albert has a head as narrow as its embedding, tied or not; set the recipe's "
+                f"target.mlm.embedding_width to {width['embedding_size']}"
+            )
         return bert_config(facts) | width | groups | head_config(facts)
 
     def rules(self, facts: Facts) -> list[Rule]:
