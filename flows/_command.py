@@ -2,11 +2,11 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tasks.deploy import expect_server
 
-__all__ = ["start"]
+__all__ = ["settled", "start"]
 
 
 def start(flow: Callable, **parameters) -> None:
@@ -29,3 +29,10 @@ def _leave(number: int, _frame) -> None:
     for child in psutil.Process().children():
         child.terminate()
     os._exit(128 + number)
+
+
+def settled(results: Mapping[str, list[str] | BaseException]) -> tuple[dict, dict[str, BaseException], list[str]]:
+    """Chains that ran side by side: the stages of those that got through, the others' errors, and a line on each."""
+    failed = {name: result for name, result in results.items() if isinstance(result, BaseException)}
+    done = {name: result for name, result in results.items() if name not in failed}
+    return done, failed, [f"- **{name}** failed: {error}" for name, error in failed.items()]

@@ -7,7 +7,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows._command import start
+from flows._command import settled, start
 from flows.language import ModelsFailed
 from tasks.command import run
 from tasks.make import alone, make
@@ -52,9 +52,8 @@ def distill() -> dict[str, list[str]]:
         futures = {name: student.submit(kind, name) for kind, name in wanted}
         results = {name: future.result(raise_on_failure=False) for name, future in futures.items()}
         retired = prune("params.yaml", "dvc.lock")
-    failed = {name: result for name, result in results.items() if isinstance(result, BaseException)}
-    ran |= {name: result for name, result in results.items() if name not in failed}
-    words = [f"- **{name}** failed: {error}" for name, error in failed.items()]
+    done, failed, words = settled(results)
+    ran |= done
     words += [f"- removed, as its student is retired: {path}" for path in retired]
     notice("distill", "Students", standings(ran, Path("artifacts/language")), "\n".join(words))
     if failed:

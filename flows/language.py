@@ -7,7 +7,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows._command import start
+from flows._command import settled, start
 from tasks.command import run
 from tasks.make import alone, make
 from tasks.notice import notice, standings
@@ -67,9 +67,8 @@ def language() -> dict[str, list[str]]:
         ready = [name for name, parent in parents.items() if not isinstance(results[parent], BaseException)]
         results |= _all(finetune, ready)
         retired = prune("params.yaml", "dvc.lock")
-    failed = {name: result for name, result in results.items() if isinstance(result, BaseException)}
-    ran |= {name: result for name, result in results.items() if name not in failed}
-    words = [f"- **{name}** failed: {error}" for name, error in failed.items()]
+    done, failed, words = settled(results)
+    ran |= done
     left = [name for name in parents if name not in results]
     words += [f"- **{name}** was not tried: its recipe {parents[name]} failed" for name in left]
     words += [f"- removed, as its model is retired: {path}" for path in retired]

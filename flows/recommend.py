@@ -8,7 +8,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows._command import start
+from flows._command import settled, start
 from tasks.backfill import backfill
 from tasks.command import run
 from tasks.make import alone, make
@@ -54,9 +54,8 @@ def recommend(since: str | None = None, until: str | None = None) -> dict[str, l
         futures = {name: chain.submit(name) for name in read("params.yaml:recommend.tasks")}
         results = {name: future.result(raise_on_failure=False) for name, future in futures.items()}
         retired = prune("params.yaml", "dvc.lock")
-    failed = {name: result for name, result in results.items() if isinstance(result, BaseException)}
-    ran |= {name: result for name, result in results.items() if name not in failed}
-    words = [f"- **{name}** failed: {error}" for name, error in failed.items()]
+    done, failed, words = settled(results)
+    ran |= done
     words += [f"- removed, as its task is retired: {path}" for path in retired]
     notice("recommend", "Recommender tasks", standings(ran, Path("artifacts")), "\n".join(words))
     if failed:
