@@ -1,9 +1,33 @@
 """What the two streams of a dual embedding and those of a dual encoder have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["stream_widths"]
+from torch import nn
+
+from models.components._model import Settings
+
+__all__ = ["Streams", "stream_widths"]
+
+
+class Streams(nn.Module):
+    """Parts `first` and `second`, which are one where they are tied; `stream` builds each from its section."""
+
+    def __init__(
+        self,
+        width: int,
+        first: Mapping[str, Any],
+        second: Mapping[str, Any] | None = None,
+        tied: bool = False,
+        widths: Sequence[int] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        widths = stream_widths(width, widths, second, tied)
+        self.first = self.stream("first", first, Settings({**(facts or {}), "width": widths[0]}))
+        self.second = (
+            self.first if tied else self.stream("second", second, Settings({**(facts or {}), "width": widths[1]}))
+        )
 
 
 def stream_widths(width: int, widths: Sequence[int] | None, second: Any, tied: bool) -> tuple[int, int]:

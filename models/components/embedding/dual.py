@@ -4,23 +4,23 @@ Source: Radford et al., 2021, arXiv:2103.00020; one embedding for both streams: 
 arXiv:1908.10084.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from models import names
 from models.components._model import Embedding, Settings, refuse_unknown
 from models.components._rows import Rows
-from models.components._streams import stream_widths
+from models.components._streams import Streams
 
 __all__ = ["Dual"]
 
 STEMS = ("first_", "second_")
 
 
-class Dual(nn.Module):
+class Dual(Streams):
     """The batch's fields first_... and second_... -> a pair of (B, T, D).
 
     Args:
@@ -36,20 +36,6 @@ class Dual(nn.Module):
         ValueError: a second embedding that tied streams would not use, or none where it is needed; a stream without
             parts, or one that is dual itself.
     """
-
-    def __init__(
-        self,
-        width: int,
-        first: Mapping[str, Any],
-        second: Mapping[str, Any] | None = None,
-        tied: bool = False,
-        widths: Sequence[int] | None = None,
-        facts: Mapping[str, Any] | None = None,
-    ):
-        super().__init__()
-        widths = stream_widths(width, widths, second, tied)
-        self.first = _stream("first", first, Settings({**(facts or {}), "width": widths[0]}))
-        self.second = self.first if tied else _stream("second", second, Settings({**(facts or {}), "width": widths[1]}))
 
     def rows(self, batch: Mapping[str, Tensor], stem: str = "") -> tuple[Rows, Rows]:
         """What the places of each stream are."""
@@ -67,17 +53,17 @@ class Dual(nn.Module):
     def _rows(part: Embedding, batch: Mapping[str, Tensor], stem: str) -> Rows:
         return getattr(part, part.content).rows(batch, stem) if part.content else Rows.read(batch, stem)
 
-
-def _stream(name: str, section: Mapping[str, Any], settings: Settings) -> Embedding:
-    files = names("components.embedding")
-    own = [key for key in signature(Embedding).parameters if key not in ("parts", "settings", "stem")]
-    for key in section:
-        refuse_unknown(f"stream {name}", key, files + own)
-    parts = {key: value for key, value in section.items() if key in files}
-    if not parts or "dual" in parts:
-        raise ValueError(f"stream {name} has the parts {', '.join(parts) or 'none'}; give it some, but not dual")
-    rest = {key: value for key, value in section.items() if key not in files}
-    return Embedding(parts, settings, **settings.complete(Embedding, {"width": None, **rest}))
+    @staticmethod
+    def stream(name: str, section: Mapping[str, Any], settings: Settings) -> Embedding:
+        files = names("components.embedding")
+        own = [key for key in signature(Embedding).parameters if key not in ("parts", "settings", "stem")]
+        for key in section:
+            refuse_unknown(f"stream {name}", key, files + own)
+        parts = {key: value for key, value in section.items() if key in files}
+        if not parts or "dual" in parts:
+            raise ValueError(f"stream {name} has the parts {', '.join(parts) or 'none'}; give it some, but not dual")
+        rest = {key: value for key, value in section.items() if key not in files}
+        return Embedding(parts, settings, **settings.complete(Embedding, {"width": None, **rest}))
 
 
 def _fields(batch: Mapping[str, Tensor], stem: str) -> dict[str, Tensor]:

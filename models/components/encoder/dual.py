@@ -4,19 +4,19 @@ Source: Radford et al., 2021, arXiv:2103.00020; one encoder for both streams: Re
 arXiv:1908.10084.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from models.components._model import Settings
 from models.components._rows import Rows
-from models.components._streams import stream_widths
+from models.components._streams import Streams
 
 __all__ = ["Dual"]
 
 
-class Dual(nn.Module):
+class Dual(Streams):
     """A pair of (B, T, D) -> a pair of (B, T, D).
 
     Args:
@@ -33,26 +33,14 @@ class Dual(nn.Module):
             several encoders, or one that is dual itself.
     """
 
-    def __init__(
-        self,
-        width: int,
-        first: Mapping[str, Any],
-        second: Mapping[str, Any] | None = None,
-        tied: bool = False,
-        widths: Sequence[int] | None = None,
-        facts: Mapping[str, Any] | None = None,
-    ):
-        super().__init__()
-        widths = stream_widths(width, widths, second, tied)
-        self.first = _stream("first", first, Settings({**(facts or {}), "width": widths[0]}))
-        self.second = self.first if tied else _stream("second", second, Settings({**(facts or {}), "width": widths[1]}))
-
     def forward(self, hidden: tuple[Tensor, Tensor], rows: tuple[Rows, Rows]) -> tuple[Tensor, Tensor]:
         return self.first(hidden[0], rows[0]), self.second(hidden[1], rows[1])
 
-
-def _stream(name: str, section: Mapping[str, Any], settings: Settings) -> nn.Module:
-    if len(section) != 1 or "dual" in section:
-        raise ValueError(f"stream {name} has the encoders {', '.join(section) or 'none'}; give it one that is not dual")
-    ((encoder, own),) = section.items()
-    return settings.build("encoder", encoder, own)
+    @staticmethod
+    def stream(name: str, section: Mapping[str, Any], settings: Settings) -> nn.Module:
+        if len(section) != 1 or "dual" in section:
+            raise ValueError(
+                f"stream {name} has the encoders {', '.join(section) or 'none'}; give it one that is not dual"
+            )
+        ((encoder, own),) = section.items()
+        return settings.build("encoder", encoder, own)
