@@ -1,0 +1,1 @@
+"""Reorder the candidates of a request: good, and not repetitive."""
