@@ -1,0 +1,1 @@
+"""Click-through rate: one row of ids and numbers -> the chance of a click."""

@@ -1,0 +1,1 @@
+"""Retrieval from implicit feedback: a user's items among all items."""
