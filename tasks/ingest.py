@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from tasks import interactions
 from tasks.command import run
 from tasks.fetch import dataset
 from tasks.files import digest, new_folder, write_json
@@ -509,6 +510,9 @@ def main(address: str, raw: str, out: str) -> None:
     """python -m tasks.ingest params.yaml:datasets.sample data/sample artifacts/ingest/sample"""
     name = address.rpartition(".")[2]
     settings = read(address)
+    if getattr(dataset(name), "KIND", "") == interactions.KIND:
+        interactions.main(address, raw, out)
+        return
     if hasattr(dataset(name), "KIND"):
         _texts(name, settings, Path(raw), out)
         return

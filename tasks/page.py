@@ -25,6 +25,7 @@ CAPTION = {
     "reliability.png": "Calibration: on the dashed line, predictions are true rates",
     "curve.png": "Training: loss and held-out loss over the steps, and what else was measured",
     "confusion.png": "Which class was said for which",
+    "recall.png": "What is found among the first places, beside the most popular items",
     "difference.png": "Against the champion, on the same rows, resampling whole users",
 }
 

@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["curves", "difference", "reliability", "roc"]
+__all__ = ["beside", "curves", "difference", "reliability", "roc"]
 
 # Okabe and Ito's colours: distinct for colour-blind readers as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -75,6 +75,20 @@ def difference(intervals: Mapping[str, tuple[float, float, float]], margin: floa
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel(f"{metric}: candidate minus champion")
     axes.legend(frameon=False, fontsize=8, loc="best")
+    return _png(figure)
+
+
+def beside(found: Mapping[str, Mapping[str, float]], metrics: Sequence[str], at: Sequence[int]) -> bytes:
+    """Bars of a model beside those of a floor: one panel a metric, one group a cut-off; name -> {"recall@20": ...}."""
+    figure, grid = _figure(3.4 * len(metrics), 3.0, len(metrics))
+    width, place = 0.8 / len(found), np.arange(len(at))
+    for axes, metric in zip(grid, metrics, strict=True):
+        for index, (colour, (name, values)) in enumerate(zip(_colours(len(found)), found.items(), strict=True)):
+            heights = [values[f"{metric}@{k}"] for k in at]
+            axes.bar(place + (index - (len(found) - 1) / 2) * width, heights, width, color=colour, label=name)
+        axes.set_xticks(place, [f"@{k}" for k in at])
+        axes.set_title(metric, fontsize=10, loc="left")
+    grid[0].legend(frameon=False, fontsize=8)
     return _png(figure)
 
 

@@ -32,6 +32,7 @@ class Training:
         epochs: at most so many passes over the rows.
         batch: rows a step.
         lr: Adam's learning rate.
+        weight_decay: L2 penalty, for methods that have one in their optimizer.
         patience: stop after so many epochs without a better validation score.
         clip: largest norm of the whole gradient; None for no limit.
         precision: "float32" or "bfloat16" (autocast; weights and Adam stay in float32).
@@ -42,6 +43,7 @@ class Training:
     epochs: int = 1
     batch: int = 256
     lr: float = 1e-3
+    weight_decay: float = 0.0
     patience: int = 5
     clip: float | None = None
     precision: str = "float32"
@@ -54,6 +56,8 @@ class Training:
                  if not isinstance(value, int) or value < 1]  # fmt: skip
         if not isinstance(self.lr, (int, float)) or not self.lr > 0:
             wrong.append(f"lr must be a number > 0, got {self.lr!r} (write 1.0e-3, not 1e-3)")
+        if not isinstance(self.weight_decay, (int, float)) or self.weight_decay < 0:
+            wrong.append(f"weight_decay must be a number >= 0, got {self.weight_decay!r} (write 1.0e-6, not 1e-6)")
         if self.precision not in ("float32", "bfloat16"):
             wrong.append(f"precision must be float32 or bfloat16, got {self.precision!r}")
         if wrong:
@@ -105,6 +109,7 @@ def train(
     """Train `model` and leave the weights of its best epoch in it.
 
     Args:
+        model: may bring its own `optimizer(lr, weight_decay)`, and `after_step()`, called after each update.
         validate: returns the metrics of one validation, among them `score`, which is maximised.
         checkpoints: folder of the run's checkpoints, unique to what is trained; None keeps none.
         memory: tensors besides the model's that the next step depends on; changed in place.
@@ -113,7 +118,8 @@ def train(
     Raises:
         FloatingPointError: the loss became NaN or infinite.
     """
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=settings.lr, fused=True)
+    optimizer = _optimizer(model, settings)
+    follow = getattr(model, "after_step", lambda: None)
     done, best, memory = Trained(), {}, memory or {}
     if checkpoints and (found := latest(checkpoints)):
         best = _restore(found, model, optimizer, batches, memory, done)
@@ -139,6 +145,7 @@ def train(
             iter(()) if stopped else fit(model.train(), _moved(batches, device), optimizer, settings.clip, precision)
         )
         for terms in updates:
+            follow()
             losses += terms["loss"]
             bar.update()
             epoch, within = divmod(batches.batch, steps)
@@ -167,6 +174,14 @@ def train(
     model.load_state_dict(best)
     model.eval()
     return done
+
+
+def _optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
+    if hasattr(model, "optimizer"):
+        return model.optimizer(settings.lr, settings.weight_decay)
+    if settings.weight_decay:
+        raise ValueError(f"{type(model).__name__} is trained without weight_decay; take it out of its training")
+    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=settings.lr, fused=True)
 
 
 def _system(device: str) -> dict[str, float]:

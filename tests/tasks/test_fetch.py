@@ -179,7 +179,7 @@ def test_module_with_its_own_fetch_gets_its_own_settings(monkeypatch):
     with pytest.raises(SettingsError, match="lacks the settings: rows"):
         fetch("made", {"source": "here"}, "landing/made", "report")
     with pytest.raises(
-        SettingsError, match="sead; it accepts: source, drift, split, idle_minutes, since, until, heldout, rows, seed"
+        SettingsError, match="sead; it accepts: source, drift, split, idle_minutes, since, until, heldout, pairs, rows, seed"
     ):
         fetch("made", {**settings, "sead": 8}, "landing/made", "report")
 
@@ -224,8 +224,8 @@ def test_every_dataset_is_a_module_with_its_names():
         module = dataset(file.stem)
         assert module.expectations()
         assert callable(module.read)
-        if hasattr(module, "KIND"):  # texts
-            assert module.KIND in STREAMS
+        if hasattr(module, "KIND"):  # no log of events
+            assert module.KIND in (*STREAMS, "interactions")
         else:
             assert module.EVENTS
             assert set(module.FEATURES) == {"categorical", "numerical", "history"}
