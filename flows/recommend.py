@@ -14,7 +14,7 @@ from tasks.command import run
 from tasks.make import alone, make
 from tasks.notice import notice, standings
 from tasks.prune import prune
-from tasks.settings import read
+from tasks.settings import SettingsError, read
 
 __all__ = ["TasksFailed", "chain", "recommend"]
 
@@ -26,21 +26,24 @@ class TasksFailed(ValueError):
     """Some tasks did not get through; the others did."""
 
 
+STEPS = {"prompt": ("prompt", "gate", "promote"), "click": ("made_of_click", "click", "gate_click", "promote_click")}
+
+
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
-def chain(name: str) -> list[str]:
-    """Tune, judge and promote the head of one task: the stages that ran."""
-    return [ran for step in ("prompt", "gate", "promote") for ran in make(f"{step}@{name}", single=True)]
+def chain(name: str, kind: str = "prompt") -> list[str]:
+    """Tune the head of one task, or train one click model, judge it and promote it: the stages that ran."""
+    return [ran for step in STEPS[kind] for ran in make(f"{step}@{name}", single=True)]
 
 
 @flow(log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))
 def recommend(since: str | None = None, until: str | None = None) -> dict[str, list[str]]:
-    """Bring the backbone up to date, then every task of params.yaml side by side, then remove what retired tasks left.
+    """Bring the backbone up to date, then every task and click model side by side, then remove what retired ones left.
 
     Args:
         since, until: ISO dates of a past period to backfill instead; see tasks/backfill.py. Nothing is promoted then.
 
     Returns:
-        "backbone" and each task -> the stages that ran for it.
+        "backbone", each task, and "listing encoder" where there are candidates -> the stages that ran for it.
 
     Raises:
         StageFailed: something shared failed: data, features, backbone.
@@ -50,14 +53,24 @@ def recommend(since: str | None = None, until: str | None = None) -> dict[str, l
     if since or until:
         return _backfill(since, until)
     with alone():
-        ran = {"backbone": make("promote_backbone")}  # and all that it needs: data, features, backbone, gate
-        futures = {name: chain.submit(name) for name in read("params.yaml:recommend.tasks")}
+        chosen = read("params.yaml:recommend")
+        readers, clicks = chosen.get("encoders") or {}, chosen.get("clicks") or {}
+        if both := sorted(set(clicks) & {*chosen["tasks"], "backbone"}):
+            raise SettingsError(f"recommend.clicks: {', '.join(both)} is a task's name already, and would be the same "
+                                f"registered model; name it otherwise")  # fmt: skip
+        new = [stage for name in readers for stage in make(f"promote_listings@{name}")]  # an alias may move: before all
+        ran = {"listing encoder": new} if readers else {}
+        ran["backbone"] = make("promote_backbone")  # and all that it needs: data, features, backbone, gate
+        futures = {name: chain.submit(name) for name in chosen["tasks"]}
+        futures |= {name: chain.submit(name, "click") for name in clicks}
         results = {name: future.result(raise_on_failure=False) for name, future in futures.items()}
         retired = prune("params.yaml", "dvc.lock")
     done, failed, words = settled(results)
     ran |= done
     words += [f"- removed, as its task is retired: {path}" for path in retired]
-    notice("recommend", "Recommender tasks", standings(ran, Path("artifacts")), "\n".join(words))
+    rows = standings({name: stages for name, stages in ran.items() if name not in clicks}, Path("artifacts"))
+    rows += standings({name: stages for name, stages in ran.items() if name in clicks}, Path("artifacts/clicks"))
+    notice("recommend", "Recommender tasks", rows, "\n".join(words))
     if failed:
         raise TasksFailed(f"{len(failed)} of {len(results)} tasks failed, the others are done\n" + "\n".join(words))
     return ran

@@ -42,6 +42,7 @@ def watch() -> list[str]:
     """
     with alone():
         make("registry", single=True)  # a registry that was lost makes each promotion stale
+        make("listing_encoder", single=True)  # an alias that moved makes the listings' vectors stale
         found = stale()
         retired = prune("params.yaml", "dvc.lock")
     if any(stage.startswith(DATA) for stage in found):

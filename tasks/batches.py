@@ -5,16 +5,46 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 from torch import Tensor
 
-__all__ = ["Batches", "in_order", "load_split"]
+from tasks.files import digest, read_json
+from tasks.texts import numbers_of
+
+__all__ = ["Batches", "Joined", "in_order", "load_split", "text_names"]
 
 
-def load_split(features: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+class Joined:
+    """Each row's own numbers, then those of its listing's text: looked up in a table when rows are read, never stored.
+
+    Args:
+        own: (N, M) float32.
+        table, index, scale: see `tasks.texts.numbers_of`.
+    """
+
+    def __init__(self, own: np.ndarray, table: np.ndarray, index: np.ndarray, scale: np.ndarray):
+        self.own, self.table, self.index, self.scale = own, table, index, scale
+        self.shape = len(own), own.shape[1] + table.shape[1] + index.shape[1] - 1
+        self.dtype = own.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows) -> np.ndarray:
+        """The rows of a slice, of row numbers or of a mask: (n, M + K + H)."""
+        return np.concatenate([self.own[rows], numbers_of(self.table, self.index[rows], self.scale)], axis=1)
+
+
+def load_split(
+    features: str | Path, split: str, vectors: str | Path | None = None
+) -> tuple[np.ndarray, np.ndarray | Joined]:
     """The encoded rows of one split, memory-mapped: categorical (N, F) int32 and numerical (N, M) float32.
 
+    Args:
+        vectors: folder of tasks/vectors.py; its numbers of each row's texts follow the M.
+
     Raises:
-        ValueError: the two files do not belong together, or are not arrays; names both.
+        ValueError: files do not belong together, or are not arrays; names them.
     """
     paths = [Path(features) / kind / f"{split}.npy" for kind in ("categorical", "numerical")]
     try:
@@ -25,7 +55,20 @@ def load_split(features: str | Path, split: str) -> tuple[np.ndarray, np.ndarray
         raise ValueError(
             f"{paths[0]} has {len(categorical)} rows, {paths[1]} has {len(numerical)}; run `dvc repro -f features`"
         )
-    return categorical, numerical
+    if not text_names(vectors):
+        return categorical, numerical
+    path = Path(vectors) / "index" / f"{split}.npy"
+    table, index = (np.lib.format.open_memmap(file, mode="r") for file in (Path(vectors) / "table.npy", path))
+    known = read_json(Path(vectors) / "manifest.json")["features"]
+    if len(index) != len(numerical) or known != digest(Path(features) / "manifest.json"):
+        raise ValueError(f"{path} was made of other rows than those of {features}; run `dvc repro -f vectors`")
+    scale = load_file(Path(vectors) / "text/projection.safetensors")["scale"]
+    return categorical, Joined(numerical, table, index, scale)
+
+
+def text_names(vectors: str | Path | None) -> list[str]:
+    """Names of the numbers that tasks/vectors.py made of the listings' texts; none when nothing reads them."""
+    return read_json(Path(vectors) / "manifest.json")["names"] if vectors else []
 
 
 class Batches:

@@ -1,8 +1,8 @@
 """Pack a backbone, and a head tuned on it, into what is served: weights, encoder, the code they need.
 
-    code/serve.py  code/encoder.py  code/models/...     only the files that the method imports
+    code/serve.py  code/encoder.py  code/models/...     only the files that the method imports; texts.py if it reads
     bundle/manifest.json                                SHA-256 of every file, names of the outputs
-    bundle/backbone/  bundle/head/                      safetensors and JSON
+    bundle/backbone/  bundle/head/                      safetensors and JSON; backbone/text/ reads listings' words
 
 The same weights give the same manifest on every machine: seconds, memory and paths stay outside. Its SHA-256 is the
 identity of a registered version (`content_sha256`).
@@ -12,21 +12,24 @@ import ast
 import hashlib
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import polars as pl
 
+from tasks.bundled import PICKLES
 from tasks.command import run
-from tasks.files import read_json, write_json
+from tasks.files import read_if_there, read_json, write_json
+from tasks.texts import past
 
-__all__ = ["PICKLES", "PoisonedFolder", "columns_of", "content", "load", "pack"]
+__all__ = ["PICKLES", "PoisonedFolder", "columns_of", "content", "finish", "imported", "load", "pack"]
 
 BACKBONE_KEYS = ("method", "settings", "sizes", "dense", "tasks")
 HEAD_KEYS = ("task", "settings", "backbone", "offset")
-PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}  # as in serve.py, which must stand alone
 
 
 class PoisonedFolder(ValueError):
@@ -52,21 +55,33 @@ def pack(backbone: Path, head: Path | None, out: Path) -> str:
     shutil.copyfile(backbone / "model.safetensors", bundle / "backbone/model.safetensors")
     shutil.copyfile(backbone / "encoder.json", bundle / "backbone/encoder.json")
     write_json(bundle / "backbone/backbone.json", {key: about[key] for key in BACKBONE_KEYS})
+    words = read_if_there(backbone / "text/text.json").get("content") is not None
+    if words:
+        shutil.copytree(backbone / "text", bundle / "backbone/text")
     if head:
         (bundle / "head").mkdir()
         shutil.copyfile(head / "head.safetensors", bundle / "head/head.safetensors")
         task = read_json(head / "head.json")
         write_json(bundle / "head/head.json", {key: task[key] for key in HEAD_KEYS})
-    for source, target in _code(about["method"]).items():
+    alone = ["serve.py", "bundled.py", "encoder.py", *(["texts.py"] if words else [])]
+    outputs = ["probability"] if head else about["tasks"]
+    return finish(out, f"models.recommend.{about['method'].replace('/', '.')}", {name: name for name in alone}, outputs)
+
+
+def finish(out: Path, module: str, alone: Mapping[str, str], outputs: Sequence[str]) -> str:
+    """Add the code and the manifest to `out`/bundle, and return the content's SHA-256.
+
+    Args:
+        module: the method's, such as models.recommend.mpt_rec; what it imports of `models` comes along.
+        alone: files of tasks/ -> their names at the top of the code path.
+        outputs: names of the answer's columns.
+    """
+    for source, target in _code(module, alone).items():
         (out / "code" / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, out / "code" / target)
-    manifest = {
-        "files": _hashes(bundle),
-        "code": _hashes(out / "code"),
-        "outputs": ["probability"] if head else about["tasks"],
-    }
-    write_json(bundle / "manifest.json", manifest)
-    return sha256(bundle / "manifest.json")
+    manifest = {"files": _hashes(out / "bundle"), "code": _hashes(out / "code"), "outputs": list(outputs)}
+    write_json(out / "bundle/manifest.json", manifest)
+    return sha256(out / "bundle/manifest.json")
 
 
 def content(backbone: Path, head: Path | None = None) -> str:
@@ -81,17 +96,20 @@ def load(out: Path):
     Raises:
         ValueError: its files are not those of its manifest.
     """
-    # In a registered version encoder.py lies at the top of the code path; here it is a module of `tasks`.
+    # In a registered version these lie at the top of the code path; here they are modules of `tasks`.
+    sys.modules.setdefault("bundled", import_module("tasks.bundled"))
     sys.modules.setdefault("encoder", import_module("tasks.encoder"))
+    sys.modules.setdefault("texts", import_module("tasks.texts"))
     model = import_module("tasks.serve").Recommender()
     model.load_context(SimpleNamespace(artifacts={"bundle": str(out / "bundle")}))
     return model
 
 
-def columns_of(features: Path) -> dict[str, tuple[pl.DataType, bool]]:
+def columns_of(features: Path, backbone: Path) -> dict[str, tuple[pl.DataType, bool]]:
     """Raw feature columns -> (widest type of the kind, whether some row lacks a value): what the signature says."""
-    manifest = read_json(features / "manifest.json")
-    names = [*manifest["categorical"], *manifest["numerical"]]
+    manifest, words = read_json(features / "manifest.json"), read_if_there(backbone / "text/text.json")
+    texts = [words.get("columns", []), *past(words.get("columns", []), words.get("history", 0))]
+    names = list(dict.fromkeys([*manifest["categorical"], *manifest["numerical"], *chain(*texts)]))
     rows = pl.scan_parquet([features / "rows" / f"{split}.parquet" for split in ("train", "val", "test")])
     schema = rows.collect_schema()
     nulls = rows.select(pl.col(names).null_count()).collect().row(0, named=True)
@@ -99,10 +117,11 @@ def columns_of(features: Path) -> dict[str, tuple[pl.DataType, bool]]:
     return {name: (wide(schema[name]), nulls[name] > 0) for name in names}
 
 
-def _code(method: str) -> dict[Path, str]:
+def _code(module: str, alone: Mapping[str, str]) -> dict[Path, str]:
     """Files to ship -> place in the code folder; imports are followed, so an edit elsewhere makes no new version."""
     root, found = Path(__file__).parent.parent, {}
-    waiting = ["models", "models.recommend", f"models.recommend.{method}"]
+    first = {root / "tasks" / source: target for source, target in alone.items()}
+    waiting = [name for path in first for name in imported(path)] + _steps(module)
     while waiting:
         module = waiting.pop()
         base = root / module.replace(".", "/")
@@ -110,14 +129,25 @@ def _code(method: str) -> dict[Path, str]:
         if path in found or not path.is_file():  # `from models.x import name`: the name may be no file
             continue
         found[path] = path.relative_to(root).as_posix()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names if alias.name.split(".")[0] == "models"]
-            elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "models":
-                steps = node.module.split(".")
-                waiting += [".".join(steps[: i + 1]) for i in range(len(steps))]
-                waiting += [f"{node.module}.{alias.name}" for alias in node.names]
-    return found | {root / "tasks/serve.py": "serve.py", root / "tasks/encoder.py": "encoder.py"}
+        waiting += imported(path)
+    return found | first
+
+
+def imported(path: Path) -> list[str]:
+    """Modules of `models` that a file may import, also inside its functions."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [*_steps(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in names if name.split(".")[0] == "models"]
+
+
+def _steps(module: str) -> list[str]:
+    """models.recommend.ple -> models, models.recommend, models.recommend.ple."""
+    parts = module.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def sha256(path: Path) -> str:

@@ -73,14 +73,15 @@ class Declared:
 
         Args:
             settings: categorical and numerical (lists of columns or context features), history (column -> how many
-                earlier values), min_count and log1p (see `Encoder.fit`).
+                earlier values), texts (column -> how many earlier values are written to the rows, but encoded by
+                tasks/vectors.py only), min_count and log1p (see `Encoder.fit`).
             schema: columns of the events.
 
         Raises:
             FeatureError: names every unknown feature with the closest ones, and every one that would leak.
         """
         events, chosen = list(events), {**defaults, **(settings or {})}
-        known = ("categorical", "numerical", "history", "min_count", "log1p")
+        known = ("categorical", "numerical", "history", "texts", "min_count", "log1p")
         if unknown := [key for key in chosen if key not in known]:
             raise FeatureError(
                 f"recommend.features has unknown keys: {', '.join(map(str, unknown))}; it has {', '.join(known)}"
@@ -90,17 +91,22 @@ class Declared:
                 isinstance(n, str) for n in chosen.get(key) or []
             ):
                 raise FeatureError(f"recommend.features.{key} is {chosen[key]!r}; write a list of names")
-        if not isinstance(chosen.get("history") or {}, Mapping):
-            raise FeatureError(f"recommend.features.history is {chosen['history']!r}; write {{column: how many}}")
+        for key in ("history", "texts"):
+            if not isinstance(chosen.get(key) or {}, Mapping):
+                raise FeatureError(f"recommend.features.{key} is {chosen[key]!r}; write {{column: how many}}")
         categorical, numerical = list(chosen.get("categorical") or []), list(chosen.get("numerical") or [])
-        min_count, log1p = chosen.get("min_count", 1), chosen.get("log1p")
+        min_count, log1p, texts = chosen.get("min_count", 1), chosen.get("log1p"), {}
         faults = (
             [] if type(min_count) is int and min_count >= 1 else [f"min_count is {min_count!r}; it must be 1 or more"]
         )
-        for column, depth in (chosen.get("history") or {}).items():
+        past_of = [(key, *pair) for key in ("history", "texts") for pair in (chosen.get(key) or {}).items()]
+        for key, column, depth in past_of:
             if column not in schema or type(depth) is not int or depth < 1:
-                faults.append(f"history: {column}: {depth!r}; it needs a column of the events and how many, 1 or more"
+                faults.append(f"{key}: {column}: {depth!r}; it needs a column of the events and how many, 1 or more"
                               + _closest(str(column), schema))  # fmt: skip
+                continue
+            if key == "texts":
+                texts.update((f"hist_{column}_{k + 1}", schema[column]) for k in range(depth))
                 continue
             (numerical if schema[column].is_float() else categorical).extend(
                 f"hist_{column}_{k + 1}" for k in range(depth)
@@ -119,7 +125,7 @@ class Declared:
         faults = faults or unfit({**schema, **context}, categorical, numerical)
         if faults:
             raise FeatureError(f"recommend.features: {'; '.join(faults)}")
-        return cls(categorical, numerical, context, min_count, log1p)
+        return cls(categorical, numerical, texts | context, min_count, log1p)
 
 
 def make_features(settings: Mapping, ingest: Path, out: Path, defaults: Mapping, events: Iterable[str]) -> dict:

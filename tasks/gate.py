@@ -26,6 +26,7 @@ from tasks.files import digest, new_folder, read_json, write_json, write_text
 from tasks.judge import PER_TASK, judge, rules_for
 from tasks.labels import read_tasks
 from tasks.settings import read
+from tasks.texts import text_of
 from tasks.train import labels_of
 
 __all__ = ["gate"]
@@ -35,17 +36,21 @@ LARGEST = 20  # values of a slice column, by rows
 REPEATS = 30
 DRAWS = 400
 SEED = 7
+TEXTS = 512  # rows whose texts are encoded one by one, or for the speed
+TEXT_ALIKE = 1e-3  # of a standard deviation
 ALIKE = 1e-5  # two runs of the same weights: batches of another size add in another order
 
 
 def gate(
-    gates: Mapping, name: str, ingest: Path, features: Path, backbone: Path, out: Path, head: Path | None = None
-) -> dict:
+    gates: Mapping, name: str, ingest: Path, features: Path, backbone: Path, out: Path, head: Path | None = None,
+    vectors: Path | None = None,
+) -> dict:  # fmt: skip
     """Write `out`/verdict.json and verdict.html, and return the verdict.
 
     Args:
         gates: the `gates` part of params.yaml.
         name: "backbone", or the task of `head`.
+        vectors: folder of tasks/vectors.py that the backbone was trained with; None is none.
 
     Raises:
         SettingsError: the gate's settings cannot be applied.
@@ -59,7 +64,7 @@ def gate(
         packed.mkdir()
         content = bundle.pack(backbone, head, packed)
         champion = track.by_alias(model_name, "champion")
-        evidence, pictures = _gather(rules, packed, content, champion, ingest, features, backbone, head)
+        evidence, pictures = _gather(rules, packed, content, champion, ingest, features, backbone, head, vectors)
     checks = judge(rules, evidence)
     verdict = {
         "name": name,
@@ -84,8 +89,9 @@ def gate(
 
 
 def _gather(
-    rules, packed: Path, content: str, champion, ingest: Path, features: Path, backbone: Path, head: Path | None
-):
+    rules, packed: Path, content: str, champion, ingest: Path, features: Path, backbone: Path, head: Path | None,
+    vectors: Path | None,
+):  # fmt: skip
     """Everything the rules are applied to; what cannot be gathered is a fault, and a fault closes the gate."""
     faults: dict[str, str] = {}
 
@@ -124,6 +130,10 @@ def _gather(
     if model is None:
         return evidence, {}
     raw = rows.select(list(model.columns))
+    evidence["model"] |= attempt("latency", lambda: _latency(model, raw), {})
+    evidence["facts"] |= attempt("encoding", lambda: _served_as_trained(model, raw, features, vectors, chosen), {})
+    if model.text is not None:  # from here on, texts are not what is judged: their numbers are known
+        attempt("numbers of texts", lambda: _remember(model, raw, features, vectors, chosen), None)
     scores = attempt("the model scores raw rows", lambda: model.score(model.frame(raw.to_pandas())).to_numpy(), None)
     if scores is not None:
         shown = {task: _asked(scores[:, i], labels[:, i]) for i, task in enumerate(tasks)}
@@ -131,10 +141,8 @@ def _gather(
             task: attempt(f"{task}: metrics", lambda s=s: measure(*s), {}) for task, s in shown.items()
         }
         evidence["slices"] = attempt("slices", lambda: _slices(rules, rows, labels, scores, tasks), [])
-        evidence["model"] |= attempt("latency", lambda: _latency(model, raw), {})
         if len(chosen) == asked:
             evidence["facts"] |= attempt("reported", lambda: _as_reported(evidence), {})
-        evidence["facts"] |= attempt("encoding", lambda: _served_as_trained(model, raw, features, chosen), {})
     evidence["facts"] |= attempt("proof", lambda: _proof(model, backbone, head, about), {})
     pictures = attempt("pictures", lambda: _pictures(shown), {}) if scores is not None else {}
     if champion and scores is not None:
@@ -180,7 +188,7 @@ def _size_mb(packed: Path) -> float:
 
 def _latency(model, raw: pl.DataFrame) -> dict[str, float]:
     """Milliseconds of one raw row, and rows per second of a batch, through the served `predict`."""
-    many = raw.to_pandas()
+    many = raw.head(raw.height if model.text is None else TEXTS).to_pandas()
     times = []
     for index in range(REPEATS + 1):
         place = index % len(many)
@@ -192,8 +200,20 @@ def _latency(model, raw: pl.DataFrame) -> dict[str, float]:
     return {"latency_ms": median(times[1:]) * 1000, "rows_per_second": len(many) / (time.perf_counter() - started)}
 
 
-def _served_as_trained(model, raw: pl.DataFrame, features: Path, chosen: np.ndarray) -> dict[str, tuple[bool, str]]:
-    """The served encoder gives the very numbers that the model was trained and tested on."""
+def _served_as_trained(
+    model, raw: pl.DataFrame, features: Path, vectors: Path | None, chosen: np.ndarray
+) -> dict[str, tuple[bool, str]]:
+    """The served encoder gives the very numbers that the model was trained and tested on.
+
+    Of texts, of which so many rows are looked at, numbers that are equal but for the order of sums: a batch of another
+    length adds in another order.
+    """
+    facts = {}
+    if model.text is not None:
+        some = np.linspace(0, len(raw) - 1, min(TEXTS, len(raw))).astype(int)
+        numbers = load_split(features, "test", vectors)[1][chosen[some]][:, len(model.encoder.numerical) :]
+        far = float(np.abs(model.text(model.frame(raw[some].to_pandas())) - numbers).max())
+        facts["texts served as trained"] = far <= TEXT_ALIKE, f"{len(some)} rows' numbers differ by at most {far:.2g}"
     here = model.encoder.transform(model.frame(raw.to_pandas()))
     then = [array[chosen] for array in load_split(features, "test")]
     off = sum(int((a != b).any(axis=1).sum()) for a, b in zip(here, then, strict=True))
@@ -202,7 +222,15 @@ def _served_as_trained(model, raw: pl.DataFrame, features: Path, chosen: np.ndar
         if not off
         else f"{off} of {len(chosen)} raw rows are encoded unlike in training"
     )
-    return {"served as trained": (off == 0, reason)}
+    return facts | {"served as trained": (off == 0, reason)}
+
+
+def _remember(model, raw: pl.DataFrame, features: Path, vectors: Path, chosen: np.ndarray) -> None:
+    """Give the served model the numbers of the texts of these rows, as training read them."""
+    joined = load_split(features, "test", vectors)[1]
+    for columns, places in zip(model.text.texts, joined.index[chosen].T, strict=True):
+        texts = raw.select(text_of(columns)).to_series()
+        model.text.known |= {text: joined.table[place] for text, place in zip(texts, places, strict=True) if place}
 
 
 def _as_reported(evidence: dict) -> dict[str, tuple[bool, str]]:
@@ -346,10 +374,12 @@ def _pictures(shown: dict) -> dict[str, bytes]:
     }
 
 
-def main(address: str, name: str, ingest: str, features: str, backbone: str, out: str, head: str | None = None) -> None:
-    """python -m tasks.gate params.yaml:gates NAME INGEST FEATURES BACKBONE OUT [HEAD]"""
-    folder = Path(head) if head else None
-    verdict = gate(read(address), name, Path(ingest), Path(features), Path(backbone), Path(out), folder)
+def main(
+    address: str, name: str, ingest: str, features: str, vectors: str, backbone: str, out: str, head: str | None = None
+) -> None:
+    """python -m tasks.gate params.yaml:gates NAME INGEST FEATURES VECTORS BACKBONE OUT [HEAD]"""
+    folders = map(Path, (ingest, features, backbone, out))
+    verdict = gate(read(address), name, *folders, Path(head) if head else None, Path(vectors))
     failed = [check for check in verdict["checks"] if check["passed"] is False]
     state = "open" if verdict["passed"] else "CLOSED"
     print(f"gate of {name}: {state}, {len(verdict['checks'])} checks on {verdict['rows']} rows; see {out}/verdict.html")

@@ -15,7 +15,7 @@ import polars as pl
 
 from tasks import bundle, fresh, plots, track
 from tasks.command import run
-from tasks.files import digest, read_json, write_json
+from tasks.files import digest, read_if_there, read_json, write_json
 
 __all__ = [
     "ATTACHED", "ReplayFailed", "StaleVerdict", "changes", "crown", "git_state", "promote", "refuse_stale", "reject",
@@ -67,7 +67,7 @@ def promote(name: str, judged: Path, features: Path, backbone: Path, receipt: Pa
         else:
             refuse_stale(verdict, judged, champion, content)
             version = track.find(model, "content_sha256", content)
-            version = version or _register(model, record, packed, features, verdict)
+            version = version or _register(model, record, packed, features, backbone)
             done = crown(version, champion, lambda made: _replayed(made, verdict))
     done |= {"model": model, "content": content, "champion": done.get("champion", champion and champion.number)}
     write_json(receipt, done)
@@ -143,9 +143,10 @@ def _record(name, content, verdict, judged, about, backbone, head, parent, champ
         "weights_sha256": own["sha256"],
         "data_sha256": about["data"],
         "features_sha256": about["features"],
+        **_listing_encoder(backbone),
         "git_revision": revision,
         "git_dirty": str(dirty).lower(),
-        "stage": f"prompt@{name}" if head else "backbone",
+        "stage": f"prompt@{name}" if head else "backbone" if name == "backbone" else f"click@{name}",
         "paths": " ".join(map(str, filter(None, (backbone, head)))),
         "backbone_sha256": about["sha256"],
         "backbone_version": parent.number if parent else "none",
@@ -163,6 +164,13 @@ def _record(name, content, verdict, judged, about, backbone, head, parent, champ
     }
 
 
+def _listing_encoder(backbone: Path) -> dict[str, str]:
+    """Tags that name what reads the listings' words: its content, and the registered version if it came from one."""
+    content = read_if_there(backbone / "text/text.json").get("content")
+    version = track.find(track.LISTINGS, "content_sha256", content) if content else None
+    return {"text_sha256": content or "none", "text_encoder": version.uri if version else "none"}
+
+
 def _system(folder: Path) -> list[dict]:
     """What training took of the machine, at the steps of its curve, under the names that MLflow's pages group."""
     rows = pl.read_csv(folder / "system.csv").to_dicts() if (folder / "system.csv").is_file() else []
@@ -175,8 +183,8 @@ def reject(model: str, record: dict) -> str:
     return track.find_run(**known) or track.log_run(f"{model} rejected", **record | {"tags": record["tags"] | known})
 
 
-def _register(model: str, record: dict, packed: Path, features: Path, verdict: Mapping) -> track.Version:
-    columns = bundle.columns_of(features)
+def _register(model: str, record: dict, packed: Path, features: Path, backbone: Path) -> track.Version:
+    columns = bundle.columns_of(features, backbone)
     rows = pl.read_parquet(features / "rows" / "test.parquet", columns=list(columns))
     chosen = np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).astype(int)
     example = rows[chosen].cast({name: kind for name, (kind, _) in columns.items()})

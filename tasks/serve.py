@@ -1,32 +1,27 @@
 """The served model, as MLflow loads it: raw feature columns in, probabilities out.
 
-MLflow runs this file from the registered version. Beside it travel `models` (only the files the method needs) and
-`encoder.py`; nothing else of the repository is imported, and nothing is ever unpickled: weights are safetensors,
-everything else is JSON. Every file is compared with the version's manifest before it is read.
+MLflow runs this file from the registered version. Beside it travel `models` (only the files the method needs),
+`bundled.py` and `encoder.py`, and `texts.py` where listings' words are read; nothing else of the repository is
+imported, and nothing is ever unpickled: weights are safetensors, everything else is JSON. Every file is compared with
+the version's manifest before it is read.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import polars as pl
 import torch
+from bundled import check_files, fill
 from encoder import Encoder
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from models import build
+from models.recommend._address import multi_task
 
-__all__ = ["Recommender", "UnsafeArtifact", "check_files"]
+__all__ = ["Recommender"]
 
 TYPES = {"integer": pl.Int64, "string": pl.String, "boolean": pl.Boolean}
-PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
-
-
-class UnsafeArtifact(ValueError):
-    """A model folder holds something else than what was registered; nothing of it was loaded."""
 
 
 class Recommender(mlflow.pyfunc.PythonModel):
@@ -48,16 +43,22 @@ class Recommender(mlflow.pyfunc.PythonModel):
         self.encoder = Encoder.from_json((folder / "backbone/encoder.json").read_text())
         self.columns = {field.name: TYPES[field.family] for field in self.encoder.categories}
         self.columns |= dict.fromkeys(self.encoder.numerical, pl.Float64)
+        self.text = None
+        if (folder / "backbone/text").is_dir():
+            from texts import ListingText  # transformers takes seconds, and most backbones read no words
+
+            self.text = ListingText(folder / "backbone/text")
+            self.columns |= {name: pl.String for name in self.text.columns if name not in self.columns}
         about = json.loads((folder / "backbone/backbone.json").read_text())
         shape = about["sizes"], about["dense"], len(about["tasks"])
-        self.model = build("recommend", about["method"], *shape, **about["settings"])
-        _fill(self.model, folder / "backbone/model.safetensors")
+        self.model = multi_task(about["method"], *shape, **about["settings"])
+        fill(self.model, folder / "backbone/model.safetensors")
         self.head = None
         if (folder / "head").is_dir():
             task = json.loads((folder / "head/head.json").read_text())
             self.offset = task["offset"]  # log-odds that give the data's own base rate back
             self.head = self.model.head(**task["settings"])
-            _fill(self.head, folder / "head/head.safetensors")
+            fill(self.head, folder / "head/head.safetensors")
 
     def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
         return self.score(self.frame(model_input)).to_pandas()
@@ -67,7 +68,7 @@ class Recommender(mlflow.pyfunc.PythonModel):
         """Probabilities of typed raw rows: one float64 column per output."""
         parts = []
         for part in rows.iter_slices(batch):
-            inputs = [torch.from_numpy(array) for array in self.encoder.transform(part)]
+            inputs = [torch.from_numpy(array) for array in self.inputs(part)]
             if self.head is None:
                 parts.append(self.model.score(*inputs))
             else:
@@ -75,6 +76,11 @@ class Recommender(mlflow.pyfunc.PythonModel):
                 parts.append(torch.sigmoid(logit + self.offset)[:, None])
         found = torch.cat(parts).double().numpy() if parts else torch.empty(0, len(self.outputs)).double().numpy()
         return pl.DataFrame(dict(zip(self.outputs, found.T, strict=True)))
+
+    def inputs(self, rows: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """What the backbone reads of N typed raw rows: (N, F) ids, and (N, M + K) numbers, those of the text last."""
+        ids, values = self.encoder.transform(rows)
+        return ids, values if self.text is None else np.concatenate([values, self.text(rows)], axis=1)
 
     def frame(self, rows: pd.DataFrame) -> pl.DataFrame:
         """The encoder's columns in its types; pandas' floats that only stand for nullable integers become these.
@@ -104,41 +110,6 @@ class Recommender(mlflow.pyfunc.PythonModel):
         if wrong:
             raise ValueError(f"{len(wrong)} columns hold values of another type: {'; '.join(wrong)}")
         return pl.DataFrame(typed)
-
-
-def check_files(folder: Path) -> dict:
-    """The manifest of a bundle whose files are exactly those it lists, byte by byte.
-
-    Raises:
-        UnsafeArtifact: names every file that is not.
-    """
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()} - {"manifest.json"}
-    if pickles := sorted(name for name in found if Path(name).suffix.lower() in PICKLES):
-        raise UnsafeArtifact(
-            f"{folder} holds files that can run code when read: {', '.join(pickles)}; nothing was loaded"
-        )
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        listed = manifest["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UnsafeArtifact(f"{folder}/manifest.json cannot be read ({error!r}); nothing was loaded") from None
-    faults = [f"{name} is not in the manifest" for name in sorted(found - set(listed))]
-    faults += [f"{name} is missing" for name in sorted(set(listed) - found)]
-    for name in sorted(found & set(listed)):
-        with open(folder / name, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != listed[name]:
-                faults.append(f"{name} changed since it was registered")
-    if faults:
-        raise UnsafeArtifact(f"{folder}: {'; '.join(faults)}; nothing was loaded. Roll back, or rebuild this version")
-    return manifest
-
-
-def _fill(module: torch.nn.Module, path: Path) -> None:
-    try:
-        module.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise UnsafeArtifact(f"{path} does not hold this model's weights: {str(error)[:300]}") from None
-    module.eval().requires_grad_(False)
 
 
 mlflow.models.set_model(Recommender())

@@ -23,13 +23,14 @@ from tasks.command import quiet
 from tasks.files import locked
 
 __all__ = [
-    "IDENTITY", "NAME", "RegistryError", "RegistryUnreachable", "Version", "by_alias", "by_number", "check_name",
-    "download", "find", "find_run", "flat", "identity", "log_run", "model_files", "register",
+    "IDENTITY", "LISTINGS", "NAME", "RegistryError", "RegistryUnreachable", "Version", "by_alias", "by_number",
+    "check_name", "download", "find", "find_run", "flat", "identity", "log_run", "model_files", "register",
     "register_folder", "resolve", "run_data", "set_alias",
     "set_tags", "shown", "uri",
 ]  # fmt: skip
 
 NAME = "rootstock"  # the experiment of every run
+LISTINGS = "listing-encoder"  # the registered model that reads listings' words for a backbone
 IDENTITY = "rootstock.identity"  # its tag that tells a new registry from the one that was deleted
 PROBE_SECONDS = 5
 SQLITE = "sqlite:///"
@@ -273,18 +274,19 @@ def register(
     )
     signature = ModelSignature(
         inputs=Schema([ColSpec(kind(type, nullable), column) for column, (type, nullable) in inputs.items()]),
-        outputs=Schema([ColSpec("double", column) for column in expected.columns]),
+        outputs=Schema([ColSpec("double" if expected[column].dtype.kind == "f" else AnyType(), column)
+                        for column in expected.columns]),
     )
     code = model / "code"
     with mlflow.start_run(run_id=run):
         info = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(code / "serve.py"),
-            code_paths=[str(code / "models"), str(code / "encoder.py")],
+            code_paths=[str(path) for path in sorted(code.iterdir()) if path.name != "serve.py"],
             artifacts={"bundle": str(model / "bundle")},
             signature=signature,
             input_example=example,
-            pip_requirements=requirements(),
+            pip_requirements=requirements(words=(code / "texts.py").is_file()),
         )
         return _registered(info, name, metrics, tags)
 
@@ -317,11 +319,12 @@ def _registered(info, name: str, metrics: dict[str, float], tags: dict[str, obje
     return by_number(name, int(made.version))
 
 
-def requirements() -> list[str]:
+def requirements(words: bool = False) -> list[str]:
     """Exact versions of what serving imports; given, because guessing them costs a process of 16 seconds."""
     from importlib.metadata import version
 
-    packages = ("mlflow", "numpy", "pandas", "polars", "pyarrow", "safetensors", "torch")
+    packages = ["mlflow", "numpy", "pandas", "polars", "pyarrow", "safetensors", "torch"]
+    packages += ["tokenizers", "transformers"] if words else []
     return [f"{package}=={version(package).split('+')[0]}" for package in packages]
 
 
@@ -443,11 +446,13 @@ def check_name(name: str) -> str:
     """A registered model's name.
 
     Raises:
-        RegistryError: not `recommend-`, `language-` or `distill-` and a name. MLflow itself accepts blanks and `@`.
+        RegistryError: not `recommend-`, `recommender-`, `language-` or `distill-` and a name, nor LISTINGS. MLflow
+            itself accepts blanks and `@`.
     """
-    if not re.fullmatch(r"(recommend|language|distill)-[a-z][a-z0-9_]*", name):
+    if name != LISTINGS and not re.fullmatch(r"(recommend|recommender|language|distill)-[a-z][a-z0-9_]*", name):
         raise RegistryError(f"{name!r} is no name of a model here; they are recommend-backbone, recommend-<task>, "
-                            f"language-<recipe>, language-<task> and distill-<method>")  # fmt: skip
+                            f"recommender-<name>, language-<recipe>, language-<task>, distill-<method>, "
+                            f"{LISTINGS}")  # fmt: skip
     return name
 
 

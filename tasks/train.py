@@ -1,5 +1,6 @@
 """Train the multi-task backbone: features and declared labels -> one model, to be frozen, with its evidence."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import models
-from models import build
+from models.recommend._address import multi_task
 from models.recommend._inputs import Inputs
-from tasks.batches import Batches, in_order, load_split
+from tasks.batches import Batches, in_order, load_split, text_names
 from tasks.command import run
 from tasks.evaluate import metrics, predict
 from tasks.files import digest, new_folder, read_json, write_json, write_text
@@ -21,7 +22,10 @@ from tasks.settings import read
 from tasks.slots import slot
 from tasks.training import Trained, Training, train, use_threads
 
-__all__ = ["LabelLeak", "fit_backbone", "labels_of", "load_backbone", "refuse_leaks", "train_backbone"]
+__all__ = [
+    "LabelLeak", "fit_backbone", "labels_of", "load_backbone", "refuse_leaks", "train_backbone",
+    "with_texts",
+]  # fmt: skip
 
 PROBE_ROWS = 512
 
@@ -30,11 +34,17 @@ class LabelLeak(ValueError):
     """A feature alone gives the label away; nothing was trained."""
 
 
-def train_backbone(settings: dict, ingest: Path, features: Path, out: Path, checkpoints: Path) -> Path:
+def train_backbone(
+    settings: dict, ingest: Path, features: Path, out: Path, checkpoints: Path, vectors: Path | None = None
+) -> Path:
     """Train `settings["method"]` on `settings["tasks"]` and write the backbone's folder.
 
+    Args:
+        vectors: folder of tasks/vectors.py, the numbers of the listings' texts; None is none.
+
     Returns:
-        `out`: model.safetensors, backbone.json, encoder.json, metrics.json (test), curve.csv, probe.safetensors.
+        `out`: model.safetensors, backbone.json, encoder.json, metrics.json (test), curve.csv, probe.safetensors, and
+        text/, which turns a listing's words into numbers (text.json alone, with no content, when nothing reads them).
 
     Raises:
         ValueError: a task, setting or feature that cannot work; nothing is written.
@@ -42,20 +52,21 @@ def train_backbone(settings: dict, ingest: Path, features: Path, out: Path, chec
     """
     use_threads()
     training = Training.read(settings.get("training") or {})
-    manifest = read_json(features / "manifest.json")
+    manifest = with_texts(features, vectors)
     tasks = read_tasks(settings["tasks"], ingest, manifest)
     labels = {split: labels_of(tasks, split, ingest, features) for split in ("train", "val", "test")}
-    rows = {split: load_split(features, split) for split in labels}
+    rows = {split: load_split(features, split, vectors) for split in labels}
     for index, task in enumerate(tasks):
         refuse_leaks(task.name, rows, {split: labels[split][:, index] for split in labels}, manifest)
 
     torch.manual_seed(training.seed)
-    model = build("recommend", settings["method"], manifest["sizes"], len(manifest["numerical"]), len(tasks),
-                  **settings.get("settings") or {})  # fmt: skip
+    model = multi_task(settings["method"], manifest["sizes"], len(manifest["numerical"]), len(tasks),
+                       **settings.get("settings") or {})  # fmt: skip
     # A run is known by what decides its result; a checkpoint of any other run is never picked up.
     known = write_text(
         checkpoints / "run.txt",
-        f"{settings}\n{digest(features)}\n{labels['train'].shape}\n{digest(Path(models.__file__).parent)}\n",
+        f"{settings}\n{digest(features)}\n{labels['train'].shape}\n{digest(Path(models.__file__).parent)}\n"
+        + (f"{digest(vectors / 'manifest.json')}\n" if text_names(vectors) else ""),
     )
     names = [task.name for task in tasks]
     with slot() as device:
@@ -70,7 +81,17 @@ def train_backbone(settings: dict, ingest: Path, features: Path, out: Path, chec
           + ", ".join(f"{name} AUC {value['auc']:.4f}" for name, value in report.items()))  # fmt: skip
     with new_folder(out) as folder:
         _write(folder, model, settings, tasks, manifest, features, trained, training, report, rows["val"])
+        if text_names(vectors):
+            shutil.copytree(vectors / "text", folder / "text")
+        else:
+            write_json(folder / "text/text.json", {"content": None, "columns": []})
     return out
+
+
+def with_texts(features: Path, vectors: Path | None) -> dict:
+    """The features' manifest, the names of the texts' numbers at the end of its numerical ones."""
+    manifest = read_json(features / "manifest.json")
+    return manifest | {"numerical": [*manifest["numerical"], *text_names(vectors)]}
 
 
 def labels_of(tasks: list[Task], split: str, ingest: Path, features: Path) -> Tensor:
@@ -115,9 +136,7 @@ def load_backbone(folder: str | Path) -> tuple[torch.nn.Module, dict]:
     if (found := digest(folder / "model.safetensors")) != about["sha256"]:
         raise ValueError(f"{folder}/model.safetensors is {found[:12]}, backbone.json names {about['sha256'][:12]}; "
                          f"the backbone changed: run `dvc repro -f backbone`")  # fmt: skip
-    model = build(
-        "recommend", about["method"], about["sizes"], about["dense"], len(about["tasks"]), **about["settings"]
-    )
+    model = multi_task(about["method"], about["sizes"], about["dense"], len(about["tasks"]), **about["settings"])
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval().requires_grad_(False), about
 
@@ -195,9 +214,10 @@ def _write(folder, model, settings, tasks, manifest, features, trained, training
     pl.DataFrame(trained.system).write_csv(folder / "system.csv")
 
 
-def main(address: str, ingest: str, features: str, out: str, checkpoints: str) -> None:
-    """python -m tasks.train params.yaml:recommend.backbone INGEST FEATURES OUT CHECKPOINTS"""
-    train_backbone(read(address), Path(ingest), Path(features), Path(out), Path(checkpoints))
+def main(address: str, ingest: str, features: str, vectors: str, out: str, checkpoints: str) -> None:
+    """python -m tasks.train params.yaml:recommend.backbone INGEST FEATURES VECTORS OUT CHECKPOINTS"""
+    folders = map(Path, (ingest, features, out, checkpoints))
+    train_backbone(read(address), *folders, Path(vectors))
 
 
 if __name__ == "__main__":

@@ -10,28 +10,32 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tasks.batches import Batches, in_order, load_split
+from tasks.batches import Batches, in_order, load_split, text_names
 from tasks.checkpoint import tensor_digest
 from tasks.command import run
 from tasks.evaluate import metrics, predict
-from tasks.files import digest, new_folder, read_json, write_json
+from tasks.files import digest, new_folder, read_if_there, read_json, write_json
 from tasks.journal import stages_so_far
 from tasks.labels import check_names, read_tasks
 from tasks.represent import represented
 from tasks.settings import read
 from tasks.slots import slot
-from tasks.train import labels_of, load_backbone, refuse_leaks
+from tasks.train import labels_of, load_backbone, refuse_leaks, with_texts
 from tasks.training import Trained, Training, train, use_threads
 
 __all__ = ["fit_head", "tune"]
 
 
-def tune(settings: dict, name: str, ingest: Path, features: Path, backbone: Path, out: Path, memo: Path) -> Path:
+def tune(
+    settings: dict, name: str, ingest: Path, features: Path, backbone: Path, out: Path, memo: Path,
+    vectors: Path | None = None,
+) -> Path:  # fmt: skip
     """Tune the head of task `name` and write its folder.
 
     Args:
         settings: the `recommend` part of params.yaml: `head` and `tasks[name]` are read.
         memo: folder of representations, shared by all heads; safe to delete at any time.
+        vectors: folder of tasks/vectors.py that the backbone was trained with; None is none.
 
     Returns:
         `out`: head.safetensors, head.json, proof.json, curve.csv, and of the test split metrics.json and test.parquet.
@@ -41,19 +45,22 @@ def tune(settings: dict, name: str, ingest: Path, features: Path, backbone: Path
     """
     use_threads()
     started = time.monotonic()
-    manifest = read_json(features / "manifest.json")
+    manifest = with_texts(features, vectors)
     check_names(list(settings["backbone"]["tasks"]), list(settings["tasks"]))
     declaration = settings["tasks"][name]
     tasks = read_tasks({name: declaration}, ingest, manifest)
     labels = {split: labels_of(tasks, split, ingest, features)[:, 0] for split in ("train", "val", "test")}
-    rows = {split: load_split(features, split) for split in labels}
+    rows = {split: load_split(features, split, vectors) for split in labels}
     refuse_leaks(name, rows, labels, manifest)
 
     model, about = load_backbone(backbone)
+    _refuse_other_texts(backbone, vectors)
     before, probe = _fingerprints(model), load_file(backbone / "probe.safetensors")
     old = _probe(model, probe)
     read_rows = time.monotonic() - started
     identity = about["sha256"] + digest(features / "manifest.json")
+    if text_names(vectors):
+        identity += digest(vectors / "manifest.json")
     tuned = fit_head(model, identity, rows, labels, settings.get("head") or {}, memo, f"prompt@{name}")
     head, trained, report = tuned.head, tuned.trained, tuned.report
 
@@ -233,6 +240,14 @@ def level(probability: Tensor, rate: float) -> float:
     return (low + high) / 2
 
 
+def _refuse_other_texts(backbone: Path, vectors: Path | None) -> None:
+    read_by = read_if_there(backbone / "text/text.json").get("content")
+    given = read_json(vectors / "manifest.json")["content"] if vectors else None
+    if read_by != given:
+        raise ValueError(f"{backbone} reads listings' texts by the encoder {read_by and read_by[:12]}, the vectors in "
+                         f"{vectors} are of {given and given[:12]}; run `dvc repro backbone`")  # fmt: skip
+
+
 def _fingerprints(model: nn.Module) -> dict[str, str]:
     """SHA-256 of every tensor and buffer of the backbone, by name."""
     return {name: tensor_digest(tensor) for name, tensor in model.state_dict().items()}
@@ -242,9 +257,10 @@ def _probe(model: nn.Module, probe: dict[str, Tensor]) -> Tensor:
     return predict(model, probe["categorical"].numpy(), probe["numerical"].numpy())
 
 
-def main(address: str, name: str, ingest: str, features: str, backbone: str, out: str, memo: str) -> None:
-    """python -m tasks.tune_prompt params.yaml:recommend TASK INGEST FEATURES BACKBONE OUT MEMO"""
-    tune(read(address), name, Path(ingest), Path(features), Path(backbone), Path(out), Path(memo))
+def main(address: str, name: str, ingest: str, features: str, vectors: str, backbone: str, out: str, memo: str) -> None:
+    """python -m tasks.tune_prompt params.yaml:recommend TASK INGEST FEATURES VECTORS BACKBONE OUT MEMO"""
+    folders = map(Path, (ingest, features, backbone, out, memo))
+    tune(read(address), name, *folders, Path(vectors))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ class Inline:
             return self.exception() or super().result()
 
     @classmethod
-    def submit(cls, name: str) -> Future:
+    def submit(cls, *given: str) -> Future:
         future = cls.Future()
         try:
-            future.set_result(chain(name))
+            future.set_result(chain(*given))
         except StageFailed as error:
             future.set_exception(error)
         return future
@@ -46,6 +46,27 @@ def test_shared_part_once_then_a_chain_per_task(stages):
     assert chains == [f"-s {step}@{name}" for name in ("offer_make", "buy_start", "buy_comp")
                       for step in ("prompt", "gate", "promote")]  # fmt: skip
     assert ran["buy_start"] == ["prompt@buy_start", "gate@buy_start", "promote@buy_start"]
+
+
+def test_who_reads_the_listings_is_settled_before_the_backbone(stages, monkeypatch):
+    plain = module.read
+    told = {"encoders": {"kd": {"from": "distill"}, "tiny": {"from": "mix"}}}
+    monkeypatch.setattr(module, "read", lambda address: plain(address) | told)
+    ran = module.recommend.fn()
+    assert stages[:3] == ["promote_listings@kd", "promote_listings@tiny", "promote_backbone"]
+    assert ran["listing encoder"] == ["promote_listings@kd", "promote_listings@tiny"]
+
+
+def test_click_models_have_chains_of_their_own(stages, monkeypatch):
+    plain = module.read
+    monkeypatch.setattr(module, "read", lambda address: plain(address) | {"clicks": {"ctr_like": {}}})
+    ran = module.recommend.fn()
+    steps = ["made_of_click@ctr_like", "click@ctr_like", "gate_click@ctr_like", "promote_click@ctr_like"]
+    assert stages[-4:] == [f"-s {step}" for step in steps]
+    assert ran["ctr_like"] == steps
+    monkeypatch.setattr(module, "read", lambda address: plain(address) | {"clicks": {"buy_comp": {}}})
+    with pytest.raises(SettingsError, match="buy_comp is a task's name already"):
+        module.recommend.fn()
 
 
 def test_one_failed_task_stops_no_other_and_fails_the_flow_at_the_end(stages, capsys):

@@ -302,6 +302,9 @@ def test_a_table_of_single_rows_is_a_log_too(tmp_path):
         ({"history": {"brnd": 2}}, r"history: brnd: 2.*closest: brand_id"),
         ({"history": {"c2_id": 0}}, "history: c2_id: 0"),
         ({"history": ["c2_id"]}, "write {column: how many}"),
+        ({"texts": {"titel": 2}}, "texts: titel: 2; it needs a column"),
+        ({"texts": {"color": 0}}, "texts: color: 0"),
+        ({"texts": ["color"]}, "features.texts is .*write {column: how many}"),
         ({"categorical": "item_id"}, "write a list of names"),
         ({"categorcal": ["item_id"]}, "unknown keys: categorcal"),
         ({"categorical": [], "numerical": [], "history": {}}, "no feature is declared"),
@@ -321,6 +324,14 @@ def test_an_own_key_replaces_the_datasets(tmp_path):
     assert manifest["numerical"] == ["price"]
     assert manifest["categorical"] == FEATURES["categorical"]
     assert manifest["log1p"] == []
+
+
+def test_earlier_texts_are_written_to_the_rows_and_encoded_by_nobody_here(tmp_path):
+    plain, _ = made(tmp_path, random_log(300))
+    manifest, rows = made(tmp_path, random_log(300), name="b", features={"texts": {"color": 2}})
+    assert {"hist_color_1", "hist_color_2"} <= set(rows.columns) and rows["hist_color_1"].null_count() < len(rows)
+    same = ("categorical", "numerical", "sizes", "encoder")
+    assert [manifest[key] for key in same] == [plain[key] for key in same]
 
 
 def test_what_cannot_work_leaves_the_old_folder(tmp_path):
