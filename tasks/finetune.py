@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from models import parallel
 from models.components import pretrained
 from models.components._model import Model, assemble
-from tasks import plots
 from tasks.command import run as run_command
+from tasks.curve import write_curve
 from tasks.engine import Engine, launched, run
 from tasks.files import digest, new_folder, read_json, write_json
 from tasks.kinds._kind import Example, Examples, Kind, Rejected, Texts
@@ -138,6 +138,8 @@ def finetune(
             "parameters": sum(p.numel() for p in model.parameters()),
             "trained_parameters": tuned,
             "labels": kind.names(),
+            "length": kind.texts.length,
+            "settings": chosen.get("settings") or {},
             "rows": {split: len(frame) for split, frame in rows.items()},
             "truncated": {split: kind.texts.cut[split] for split in rows},
             "evaluated_rows": len(rows["dev"]),
@@ -154,7 +156,7 @@ def finetune(
             "tokenizer": start.vocabulary.sha256,
         })  # fmt: skip
         pl.concat(answers).write_parquet(folder / "predictions.parquet")
-        _write_curve(folder, done.curve, kind.metric)
+        write_curve(folder, done.curve, f"heldout_{kind.metric}", picture=f"{EXTRA}/curve.png")
         if picture := kind.picture(answers[0]):
             (folder / EXTRA / "confusion.png").write_bytes(picture)
     if checkpoints:
@@ -164,17 +166,6 @@ def finetune(
     print(f"finetune@{name}: dev {shown}; best of {done.step} steps is {done.best_step}, {done.seconds:.1f} s; "
           f"{cut} texts cut to {kind.texts.length} tokens")  # fmt: skip
     return metrics
-
-
-def _write_curve(folder: Path, curve: list[dict], metric: str) -> None:
-    """curve.csv, and extra/curve.png with both losses and the metric that chose the best weights."""
-    table = pl.DataFrame(curve, infer_schema_length=None)
-    table.write_csv(folder / "curve.csv")
-    shown = table.select(
-        name for name in ("step", "loss", "heldout_loss", f"heldout_{metric}") if name in table.columns
-    )
-    rows = shown.with_columns(pl.exclude("step").cast(pl.Float64).fill_null(float("nan"))).to_dicts()
-    (folder / EXTRA / "curve.png").write_bytes(plots.curves(rows))
 
 
 # ---------------------------------------------------------------- what to begin from

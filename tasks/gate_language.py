@@ -1,18 +1,23 @@
 """Judge a pre-trained, fine-tuned or distilled language model: bounds, the champion, the folder that would be served.
 
-What training reported on rows it never saw is held against floors, ceilings and the champion's on the same rows; the
-folder itself is loaded with plain transformers in a process that has nothing of this repository. A closed gate is a
-result (exit 0): verdict.json for the promotion, verdict.html for a person.
+What training reported on rows it never saw is held against floors, ceilings and the champion's on the same rows: where
+those have changed since the champion was registered, it is measured anew on today's. The folder itself is loaded with
+plain transformers in a process that has nothing of this repository. A closed gate is a result (exit 0): verdict.json
+for the promotion, verdict.html for a person.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import polars as pl
 
 from tasks import flavor, fresh, page, track
 from tasks.command import run
 from tasks.files import new_folder, read_json, write_json, write_text
 from tasks.judge import Check, compare, finite, merged, number
+from tasks.rescore import NotComparable, OtherRows, paired, rescore
 from tasks.settings import SettingsError, read
 
 __all__ = ["PARTS", "gate_language", "judge_language", "registered", "rules_for"]
@@ -22,8 +27,13 @@ PARTS = {
     "finetune": "dev",
     "distill": "dev",
     "mix": "dev",
+    "chain": "dev",
+    "several": "dev",
+    "tasks": "dev",
 }  # kind -> what counts in metrics.json
-STUDENTS = ("distill", "mix")  # kinds: by one method, by several
+# Kinds: by one method, by a mix, of a chain, of several teachers, one task of a student of several tasks.
+STUDENTS = ("distill", "mix", "chain", "several", "tasks")
+ANSWERS = ("predictions.parquet", "extra/predictions.parquet")  # of a fine-tuned model, of a student
 KEYS = ("floors", "ceilings", "improvement")
 LOWER_IS_BETTER = ("loss", "perplexity", "error", "lm", "sp", "cls", "clr")  # ends of names: targets name their loss
 
@@ -55,7 +65,7 @@ def rules_for(gates: Mapping, kind: str, name: str) -> dict:
     return rules
 
 
-def gate_language(gates: Mapping, kind: str, name: str, made: Path, out: Path) -> dict:
+def gate_language(gates: Mapping, kind: str, name: str, made: Path, data: Path, out: Path) -> dict:
     """Write `out`/verdict.json and verdict.html, and return the verdict.
 
     Args:
@@ -63,9 +73,11 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, out: Path) -
         kind: a key of PARTS.
         name: of the recipe, the task, the method or the mix.
         made: folder that tasks/pretrain.py, tasks/finetune.py or tasks/distill.py wrote.
+        data: the tokens or the ingested set that it was made of; read only where the champion's rows were others.
 
     Raises:
         SettingsError: the gate's settings cannot be applied.
+        OtherRows: `data` changed since the candidate was measured.
         RegistryUnreachable: whether there is a champion cannot be known.
         PoisonedFolder: the model's folder could run code when read.
         ValueError, OSError: a file is missing or unreadable.
@@ -75,12 +87,20 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, out: Path) -
     found, about = read_json(made / "metrics.json"), read_json(made / "run.json")
     config = flavor.check_folder(made / "model")
     candidate = flavor.content(made / "model")
-    champion = track.by_alias(model, "champion")
     faults: dict[str, str] = {}
     try:
         [(_, seen)] = fresh.recall(made / "model") if config else [({}, {})]
     except fresh.FreshProcessFailed as error:
         faults["the folder loads"], seen = str(error), {}
+    against = None
+    if champion := track.by_alias(model, "champion"):
+        try:
+            against = _champion(champion, candidate, about["fingerprint"], PARTS[kind], made, data)
+        except (OtherRows, track.RegistryUnreachable):
+            raise  # nothing can be said about the candidate
+        except (ValueError, LookupError, RuntimeError) as error:
+            faults["the champion reads the same rows"] = f"{type(error).__name__}: {str(error)[:400]}"
+            against = {"version": champion.number, "same": False, "rows": "none", "reason": "it cannot be read"}
     size = sum(file.stat().st_size for file in (made / "model").rglob("*") if file.is_file()) / 2**20
     evidence = {
         "part": PARTS[kind],
@@ -93,7 +113,7 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, out: Path) -
         "export": found.get("export") or {},
         "seen": seen,
         "faults": faults,
-        "champion": champion and _champion(champion, candidate, about["fingerprint"], PARTS[kind]),
+        "champion": against,
     }
     checks = judge_language(rules, evidence)
     verdict = {
@@ -103,7 +123,7 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, out: Path) -
         "passed": all(check.passed is not False for check in checks),
         "checks": [asdict(check) for check in checks],
         "candidate": candidate,
-        "champion": champion and {"version": champion.number, "content": champion.tags.get("content_sha256")},
+        "champion": champion and {"content": champion.tags.get("content_sha256")} | _told(against),
         "metrics": {PARTS[kind]: evidence["metrics"]},
         "model_metrics": evidence["model"],
         "slices": [],
@@ -175,31 +195,59 @@ def _improvement(wanted: Mapping | None, evidence: Mapping) -> list[Check]:
         return [Check("improvement", True, reason=told)]
     metric, margin = wanted["metric"], number(wanted["margin"])
     name = f"{part}: {metric} against version {champion['version']}"
-    if not champion["same_rows"]:
-        return [Check(name, None, reason="the champion was measured on other rows: the numbers say nothing together")]
+    if champion["rows"] == "none":
+        return [Check(name, None, reason=f"cannot be compared: {champion['reason']}")]
     ours, theirs = number(evidence["metrics"].get(metric)), number(champion["metrics"].get(metric))
     if ours is None or theirs is None:
         return [Check(name, False, None, margin, f"candidate {ours}, champion {theirs}: there is nothing to compare")]
     better = theirs - ours if metric.endswith(LOWER_IS_BETTER) else ours - theirs
     passed = better >= margin
     text = f"{ours:.6g}, the champion has {theirs:.6g}: better by {better:+.4g}"
-    return [Check(name, passed, better, margin, f"{text}, which {'is not' if passed else 'is'} below {margin:+.4g}")]
+    text += f", which {'is not' if passed else 'is'} below {margin:+.4g}"
+    if champion["rows"] == "anew":
+        text += "; the champion was measured anew, as the rows changed since it was registered"
+    if pairs := champion.get("paired"):
+        text += (f"; of {pairs['rows']} rows {pairs['only_candidate']} are right in the candidate only, "
+                 f"{pairs['only_champion']} in the champion only (p = {pairs['p']:.2g})")  # fmt: skip
+    return [Check(name, passed, better, margin, text)]
 
 
-def _champion(champion, candidate: str, rows: str, part: str) -> dict:
-    """What the champion was measured to do, and whether on the rows that the candidate was measured on."""
-    measured = track.run_data(champion.run)[1]
-    return {
-        "version": champion.number,
-        "same": champion.tags.get("content_sha256") == candidate,
-        "same_rows": champion.tags.get("rows_sha256") == rows,
-        "metrics": {name.removeprefix(f"{part}."): value for name, value in measured.items() if name.startswith(part)},
-    }
+def _champion(champion, candidate: str, rows: str, part: str, made: Path, data: Path) -> dict:
+    """What the champion does on the candidate's rows.
+
+    Returns:
+        version, same (the same bytes as the candidate), metrics, and `rows`: "registered" (measured on these rows when
+        it was registered), "anew" (now, with `paired` where every row has an answer) or "none" (`reason`: why not).
+    """
+    known = {"version": champion.number, "same": champion.tags.get("content_sha256") == candidate}
+    if known["same"] or champion.tags.get("rows_sha256") == rows:
+        measured = track.run_data(champion.run)[1]
+        found = {name.removeprefix(f"{part}."): value for name, value in measured.items() if name.startswith(part)}
+        return known | {"rows": "registered", "metrics": found}
+    with TemporaryDirectory() as place:
+        files = track.model_files(champion, Path(place) / "version") / "model"
+        flavor.check_folder(files)
+        if flavor.content(files) != champion.tags.get("content_sha256"):
+            return known | {"rows": "none", "reason": f"the files of {champion.uri} are not those that were registered"}
+        try:
+            found = rescore(files, made, data)
+        except NotComparable as error:
+            return known | {"rows": "none", "reason": str(error)}
+    told = known | {"rows": "anew", "metrics": found.metrics}
+    answers = next((made / file for file in ANSWERS if (made / file).is_file()), None)
+    if found.answers is not None and answers:
+        told["paired"] = paired(pl.read_parquet(answers), found.answers)
+    return told
 
 
-def main(address: str, kind: str, name: str, made: str, out: str) -> None:
-    """python -m tasks.gate_language params.yaml:language.gates pretrain|finetune|distill|mix NAME MADE OUT"""
-    verdict = gate_language(read(address), kind, name, Path(made), Path(out))
+def _told(champion: Mapping) -> dict:
+    """What the verdict says of the champion."""
+    return {key: value for key, value in champion.items() if key != "same"}
+
+
+def main(address: str, kind: str, name: str, made: str, data: str, out: str) -> None:
+    """python -m tasks.gate_language params.yaml:language.gates pretrain|finetune|distill|mix NAME MADE DATA OUT"""
+    verdict = gate_language(read(address), kind, name, Path(made), Path(data), Path(out))
     state = "open" if verdict["passed"] else "CLOSED"
     print(f"gate of {verdict['model']}: {state}, {len(verdict['checks'])} checks; see {out}/verdict.html")
     for check in verdict["checks"]:

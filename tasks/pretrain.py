@@ -6,7 +6,6 @@ Under torchrun the same command trains on several ranks. Stopped by SIGTERM it e
 then continues; so it does after any crash.
 """
 
-import csv
 import hashlib
 import math
 import os
@@ -16,33 +15,35 @@ import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from inspect import signature
-from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import models
 from models import parallel
 from models.components._model import assemble
 from models.flops import flops_of
-from tasks import plots
+from tasks import track
 from tasks.command import run as command
+from tasks.curve import write_curve
 from tasks.engine import Engine, HeldOut, Run, launched, run
-from tasks.files import digest, new_folder, write_json, write_text
+from tasks.files import digest, new_folder, read_json, write_json
+from tasks.flavor import check_folder
 from tasks.recipes import Recipe, read_recipe
 from tasks.settings import SettingsError
 from tasks.settings import read as read_settings
 from tasks.slots import slot
-from tasks.source import open_source
+from tasks.source import Source, open_source
 from tasks.tokenizer import Vocabulary, copy_tokenizer
 from tasks.training import use_threads
 
-__all__ = ["compare", "export", "pretrain", "write_curve"]
+__all__ = ["compare", "export", "pretrain", "rows_digest"]
 
-KEYS = ("recipe", "size", "overrides", "data", "length", "training")
+KEYS = ("recipe", "size", "overrides", "data", "length", "training", "start")
+FREE = ("dropout", "attention_dropout", "std")  # of a recipe: what another run may set otherwise over equal weights
 PROBE_ROWS = 4
 CLOSE = 1e-5  # of the largest logit: what is left to the order of float32 sums
 THEIRS = {  # our fields -> transformers' arguments
@@ -65,8 +66,9 @@ def pretrain(language: Mapping, name: str, tokens: Path, tokenizer: Path, out: P
     """Train `language["pretrain"][name]` and write its folder.
 
     Args:
-        language: the part of params.yaml with `pretrain`: {name: {size, data, length, training, recipe, overrides}},
-            where `recipe` is the name unless it says otherwise.
+        language: the part of params.yaml with `pretrain`: {name: {size, data, length, training, recipe, overrides,
+            start}}, where `recipe` is the name unless it says otherwise. `start`, a folder or models:/<name>@champion,
+            has the weights to go on from: of the same recipe, size and tokenizer.
         tokens: folder of the data set's tokens, with train/ and heldout/.
         tokenizer: folder of the tokenizer that made them.
         checkpoints: of this run; emptied when it is done.
@@ -87,8 +89,9 @@ def pretrain(language: Mapping, name: str, tokens: Path, tokenizer: Path, out: P
                        for held in (False, True))  # fmt: skip
     torch.manual_seed(training.seed)
     model = assemble(recipe.model)
+    started = _go_on(model, recipe, vocabulary, str(chosen["start"])) if chosen.get("start") else None
     # A run is known by what decides its result but the data, whose change the engine refuses in the midst of a run.
-    known = f"{recipe.digest} {sorted(training.decisive.items())} {digest(Path(models.__file__).parent)}"
+    known = f"{recipe.digest} {sorted(training.decisive.items())} {digest(Path(models.__file__).parent)} {started}"
     kept = checkpoints / hashlib.sha256(known.encode()).hexdigest()[:16]
     with launched() as device, slot() if device is None else nullcontext(device) as device:
         if recipe.transformers and parallel.rank() == 0:
@@ -102,8 +105,8 @@ def pretrain(language: Mapping, name: str, tokens: Path, tokenizer: Path, out: P
         found, weights = held(model), parallel.full_state(model)
         if parallel.rank() != 0:
             return out
-    _judge_start(name, done, vocabulary.size)
-    fingerprint = hashlib.sha256(f"{heldout.fingerprint} {heldout.seed} {held.rows}".encode()).hexdigest()
+    if not started:
+        _judge_start(name, done, vocabulary.size)
     about = {
         "name": name,
         "recipe": recipe.name,
@@ -112,10 +115,12 @@ def pretrain(language: Mapping, name: str, tokens: Path, tokenizer: Path, out: P
         "recipe_digest": recipe.digest,
         "parameters": parameters,
         "data": chosen["data"],
+        "start": chosen.get("start"),
+        "start_content": started,
         "tokenizer": vocabulary.sha256,
         "length": length,
         "trained_on": source.fingerprint,
-        "fingerprint": fingerprint,  # of the rows that the metrics speak of
+        "fingerprint": rows_digest(heldout, held.rows),  # of what the metrics speak of
         "evaluated_rows": held.rows,
         "training": training.decisive,
         "seed": training.seed,
@@ -135,12 +140,17 @@ def pretrain(language: Mapping, name: str, tokens: Path, tokenizer: Path, out: P
                                             "transformers": recipe.transformers, "digest": recipe.digest})  # fmt: skip
         write_json(folder / "run.json", about)
         write_json(folder / "metrics.json", {"heldout": found, "export": report})
-        write_curve(folder, done.curve)
+        write_curve(folder, done.curve, "lr")
     shutil.rmtree(checkpoints, ignore_errors=True)
     print(f"{name}: {parameters:,} parameters, {done.tokens:,} tokens in {done.seconds:.0f} s; held-out "
           + ", ".join(f"{key} {value:.4f}" for key, value in found.items())
           + f"; export off by {report['max_difference']:.1e}")  # fmt: skip
     return out
+
+
+def rows_digest(heldout: Source, rows: int) -> str:
+    """Of the first `rows` of a held-out source: equal digests, equal rows, and losses on them can be compared."""
+    return hashlib.sha256(f"{heldout.fingerprint} {heldout.seed} {rows}".encode()).hexdigest()
 
 
 def export(
@@ -196,8 +206,6 @@ def compare(model: nn.Module, recipe: Recipe, folder: Path, probe: Mapping[str, 
     if recipe.transformers:
         theirs = _transformers_logits(folder, recipe.model["target"], batch)
     else:
-        from safetensors.torch import load_file
-
         again = assemble(recipe.model).eval()
         parallel.load_state(again, load_file(folder / "model.safetensors"))
         batch = {field: value for field, value in probe.items() if not field.startswith("labels_")}
@@ -211,20 +219,6 @@ def compare(model: nn.Module, recipe: Recipe, folder: Path, probe: Mapping[str, 
             worst = max(worst, (ours - other).abs().max().item())
             largest = max(largest, other.abs().max().item())
     return {"max_difference": worst, "equal": worst <= CLOSE * largest, "targets": sorted(theirs)}
-
-
-def write_curve(folder: Path, curve: list[dict]) -> None:
-    """curve.csv, every column that any row has, and curve.png, the losses and the learning rate over the steps."""
-    columns = list(dict.fromkeys(name for row in curve for name in row))
-    text = StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(curve)
-    write_text(folder / "curve.csv", text.getvalue())
-    shown = ("step", "loss", "heldout_loss", "lr")
-    number = lambda value: math.nan if value is None else value
-    rows = [{name: number(row.get(name)) for name in shown if name in columns} for row in curve]
-    (folder / "curve.png").write_bytes(plots.curves(rows))
 
 
 def _chosen(language: Mapping, name: str) -> dict:
@@ -255,6 +249,65 @@ def _recipe(chosen: Mapping, name: str, vocabulary: Vocabulary) -> Recipe:
     embedding = own.get("embedding") or {}
     counted = (embedding.get("position") or {}) | {"start": vocabulary.pad + 1, "length": rows}
     return made({**own, "embedding": {**embedding, "position": counted}})
+
+
+def _go_on(model: nn.Module, recipe: Recipe, vocabulary: Vocabulary, start: str) -> str:
+    """Put a start's weights into a new model, and return the SHA-256 of the start's files.
+
+    A target that the start has not learned begins anew; everything else must be there.
+
+    Raises:
+        SettingsError: another tokenizer, another recipe, or weights that do not fit; says which.
+        RegistryError: there is no such version.
+    """
+    with TemporaryDirectory() as place:
+        folder = Path(start)
+        if start.startswith("models:/"):
+            folder = track.model_files(track.resolve(start), Path(place) / "version")
+        folder = folder / "model" if (folder / "model").is_dir() else folder
+        if not (folder / "model.safetensors").is_file():
+            raise SettingsError(f"start: {start} has no model.safetensors; give a folder of tasks/pretrain.py or of "
+                                f"transformers, or models:/<name>@champion")  # fmt: skip
+        if (theirs := Vocabulary.open(folder)).sha256 != vocabulary.sha256:
+            raise SettingsError(f"start: {start} reads with another tokenizer ({theirs.size:,} ids, "
+                                f"{theirs.sha256[:12]}) than this run ({vocabulary.size:,}, {vocabulary.sha256[:12]}): "
+                                f"its words would mean something else. Set language.tokenizer to {{pretrained: <its "
+                                f"folder>}}, or leave start out")  # fmt: skip
+        if check_folder(folder):
+            from models.components.pretrained import read
+
+            found = read(folder)
+            described, state = found.recipe, found.state
+        else:
+            described, state = read_json(folder / "recipe.json"), load_file(folder / "model.safetensors")
+        content = digest(folder)
+    own, described = recipe.model, dict(described)
+    if other := [told for part in ("embedding", "encoder", "decoder", "act", "eps", "width")
+                 for told in _differences(described.get(part), own.get(part), part)]:  # fmt: skip
+        raise SettingsError(f"start: {start} is another model than recipe {recipe.name}: {'; '.join(other[:5])}")
+    wanted = model.state_dict()
+    absent = [name for name in wanted if name not in state]
+    odd = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    if odd or any(not name.startswith("targets.") for name in absent):
+        listed = ", ".join([*odd, *absent][:5])
+        raise SettingsError(f"start: {start} lacks tensors of recipe {recipe.name}, or has them in another shape: "
+                            f"{listed}")  # fmt: skip
+    model.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
+    print(f"goes on from {start} ({content[:12]}); new: {', '.join(absent) or 'nothing'}")
+    return content
+
+
+def _differences(theirs, ours, where: str) -> list[str]:
+    """What two descriptions of a part both say, and say otherwise.
+
+    >>> _differences({"heads": 2, "dropout": 0.1}, {"heads": 4, "dropout": 0.0, "bias": True}, "encoder")
+    ['encoder.heads is 2, not 4']
+    """
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        shared = [key for key in theirs if key in ours and key not in FREE]
+        return [told for key in shared for told in _differences(theirs[key], ours[key], f"{where}.{key}")]
+    both = theirs is not None and ours is not None
+    return [f"{where} is {theirs}, not {ours}"] if both and theirs != ours else []
 
 
 def _rehearse(model: nn.Module, recipe: Recipe, vocabulary: Vocabulary) -> None:

@@ -60,17 +60,18 @@ def test_what_closes_it(changes, names):
 
 
 @pytest.mark.parametrize(
-    ("theirs", "same_rows", "verdict"),
+    ("theirs", "rows", "verdict"),
     [
-        (3.46, True, True),  # better by -0.04, -0.05 is allowed
-        (3.44, True, False),  # better by -0.06
-        (9.0, True, True),
-        (math.nan, True, False),
-        (1.0, False, None),  # measured on other rows
+        (3.46, "registered", True),  # better by -0.04, -0.05 is allowed
+        (3.44, "registered", False),  # better by -0.06
+        (3.44, "anew", False),
+        (9.0, "registered", True),
+        (math.nan, "registered", False),
+        (math.nan, "anew", False),
     ],
 )
-def test_against_the_champion(theirs, same_rows, verdict):
-    champion = {"version": 2, "same": False, "same_rows": same_rows, "metrics": {"loss": theirs}}
+def test_against_the_champion(theirs, rows, verdict):
+    champion = {"version": 2, "same": False, "rows": rows, "metrics": {"loss": theirs}}
     check = judge_language(RULES, evidence(champion=champion))[-1]
     assert check.name == "heldout: loss against version 2"
     assert check.passed is verdict
@@ -78,10 +79,24 @@ def test_against_the_champion(theirs, same_rows, verdict):
 
 def test_what_is_better_when_higher():
     rules = {"improvement": {"metric": "mlm_correct", "margin": 0.0}}
-    champion = {"version": 1, "same": False, "same_rows": True, "metrics": {"mlm_correct": 0.26}}
+    champion = {"version": 1, "same": False, "rows": "registered", "metrics": {"mlm_correct": 0.26}}
     assert judge_language(rules, evidence(champion=champion))[-1].passed is False
     champion = champion | {"metrics": {"mlm_correct": 0.25}}
     assert judge_language(rules, evidence(champion=champion))[-1].passed is True
+
+
+def test_a_champion_that_cannot_be_compared_is_not_judged_and_says_why():
+    champion = {"version": 2, "same": False, "rows": "none", "reason": "another tokenizer"}
+    check = judge_language(RULES, evidence(champion=champion))[-1]
+    assert (check.passed, check.reason) == (None, "cannot be compared: another tokenizer")
+
+
+def test_a_check_tells_who_is_right_row_by_row():
+    pairs = {"rows": 20, "only_candidate": 5, "only_champion": 1, "p": 0.21875}
+    champion = {"version": 2, "same": False, "rows": "anew", "metrics": {"loss": 3.5}, "paired": pairs}
+    told = judge_language(RULES, evidence(champion=champion))[-1].reason
+    assert "measured anew" in told
+    assert "of 20 rows 5 are right in the candidate only, 1 in the champion only (p = 0.22)" in told
 
 
 def test_rules_of_a_name_override_those_of_its_kind():
@@ -120,7 +135,7 @@ def made(tmp_path, monkeypatch):
 
 def test_verdict_is_kept_as_json_and_as_a_page(made, tmp_path):
     (made / "curve.png").write_bytes(b"picture")
-    verdict = gate_language({"pretrain": RULES}, "pretrain", "bert", made, tmp_path / "out")
+    verdict = gate_language({"pretrain": RULES}, "pretrain", "bert", made, tmp_path / "tokens", tmp_path / "out")
     assert verdict["passed"] is True
     assert verdict["model"] == "language-bert"
     page = (tmp_path / "out/verdict.html").read_text()
@@ -134,7 +149,7 @@ def test_a_folder_that_does_not_load_closes_the_gate(made, tmp_path, monkeypatch
         raise fresh.FreshProcessFailed(f"{folder} failed in a fresh process: OSError: no weights")
 
     monkeypatch.setattr(fresh, "recall", broken)
-    verdict = gate_language({}, "pretrain", "bert", made, tmp_path / "out")
+    verdict = gate_language({}, "pretrain", "bert", made, tmp_path / "tokens", tmp_path / "out")
     assert verdict["passed"] is False
     assert "no weights" in (tmp_path / "out/verdict.html").read_text()
 
@@ -142,9 +157,9 @@ def test_a_folder_that_does_not_load_closes_the_gate(made, tmp_path, monkeypatch
 def test_what_could_run_code_is_never_loaded(made, tmp_path):
     (made / "model/pytorch_model.bin").write_bytes(b"")
     with pytest.raises(PoisonedFolder, match=r"pytorch_model\.bin"):
-        module.gate_language({}, "pretrain", "bert", made, tmp_path / "out")
+        module.gate_language({}, "pretrain", "bert", made, tmp_path / "tokens", tmp_path / "out")
     (made / "model/pytorch_model.bin").unlink()
     write_json(made / "model/config.json", {"architectures": ["Own"], "auto_map": {"AutoModel": "own.Own"}})
     with pytest.raises(PoisonedFolder, match="auto_map"):
-        module.gate_language({}, "pretrain", "bert", made, tmp_path / "out")
+        module.gate_language({}, "pretrain", "bert", made, tmp_path / "tokens", tmp_path / "out")
     assert not (tmp_path / "out").exists()

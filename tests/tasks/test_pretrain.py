@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import os
+import shutil
 import signal
 
 import polars as pl
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 import tasks.pretrain as module
+from tasks import track
 from tasks.engine import DataChanged
-from tasks.files import read_json, write_json
+from tasks.files import digest, read_json, write_json
 from tasks.pretrain import compare, main, pretrain
 from tasks.recipes import read_recipe
+from tasks.settings import SettingsError
 from tasks.source import open_source
 from tasks.tokenizer import Vocabulary, make_tokenizer
 from tasks.tokens import tokens
@@ -244,3 +247,61 @@ def test_settings_that_cannot_work(made, tmp_path, name, change, said):
     with pytest.raises((ValueError, LookupError), match=said):
         go(made, name, tmp_path, language)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_goes_on_from_weights(made, tmp_path, capsys):
+    """The loss before its first step is that of the start after its last."""
+    first = go(made, "bert", tmp_path / "first")
+    more = {"bert": LANGUAGE["pretrain"]["bert"] | {"start": str(first)}}
+    out = go(made, "bert", tmp_path / "more", {"pretrain": more})
+    curve = list(csv.DictReader((out / "curve.csv").open()))
+    ended = read_json(first / "metrics.json")["heldout"]["loss"]
+    assert float(curve[0]["heldout_loss"]) == pytest.approx(ended, rel=1e-5)
+    assert read_json(out / "run.json")["start_content"] == digest(first / "model")
+    assert "new: nothing" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_from_a_registered_version(made, tmp_path, monkeypatch):
+    first = go(made, "lstm", tmp_path / "first")
+    monkeypatch.setattr(track, "resolve", lambda uri: uri)
+    monkeypatch.setattr(track, "model_files", lambda version, folder: shutil.copytree(first, folder))
+    more = {"lstm": LANGUAGE["pretrain"]["lstm"] | {"start": "models:/language-lstm@champion"}}
+    about = read_json(go(made, "lstm", tmp_path / "more", {"pretrain": more}) / "run.json")
+    assert (about["start"], about["start_content"]) == ("models:/language-lstm@champion", digest(first / "model"))
+
+
+def test_a_target_that_the_start_never_learned_begins_anew(made, tmp_path, capsys):
+    alone = {"bert": LANGUAGE["pretrain"]["bert"] | {"overrides": {"target.sp": None}}}
+    first = go(made, "bert", tmp_path / "first", {"pretrain": alone})
+    more = {"bert": LANGUAGE["pretrain"]["bert"] | {"start": str(first)}}
+    go(made, "bert", tmp_path / "more", {"pretrain": more})
+    assert "new: targets.sp.pool.weight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"overrides": {"encoder.transformer.heads": 2}}, "encoder.transformer.heads is 4, not 2"),
+        ({"overrides": {"encoder.transformer.layers": 3}}, "encoder.transformer.layers is 2, not 3"),
+        ({"recipe": "gpt2"}, "is another model than recipe gpt2"),
+    ],
+)
+def test_a_start_of_another_model_is_refused(made, tmp_path, change, said):
+    first = go(made, "bert", tmp_path / "first")
+    more = {"bert": LANGUAGE["pretrain"]["bert"] | {"start": str(first)} | change}
+    with pytest.raises(SettingsError, match=said):
+        go(made, "bert", tmp_path / "more", {"pretrain": more})
+
+
+def test_a_start_with_another_tokenizer_is_refused(made, tmp_path):
+    first = go(made, "bert", tmp_path / "first")
+    words = read_json(first / "model/tokenizer.json")
+    words["model"]["vocab"] = {word: len(words["model"]["vocab"]) - 1 - place for word, place in words["model"][
+        "vocab"].items()}  # fmt: skip
+    write_json(first / "model/tokenizer.json", words)
+    more = {"bert": LANGUAGE["pretrain"]["bert"] | {"start": str(first)}}
+    with pytest.raises(ValueError, match="another tokenizer|special"):
+        go(made, "bert", tmp_path / "more", {"pretrain": more})
+    more["bert"]["start"] = str(tmp_path / "nothing")
+    with pytest.raises(SettingsError, match="has no model.safetensors"):
+        go(made, "bert", tmp_path / "more", {"pretrain": more})

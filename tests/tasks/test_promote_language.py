@@ -47,7 +47,7 @@ def here(tmp_path, monkeypatch):
 
 
 def chain(folder, gates: dict | None = None) -> dict:
-    gate_language({"pretrain": gates or {}}, "pretrain", "tiny", folder / "made", folder / "gate")
+    gate_language({"pretrain": gates or {}}, "pretrain", "tiny", folder / "made", folder / "tokens", folder / "gate")
     return promote_language("pretrain", "tiny", folder / "gate", folder / "made", folder / "receipt.json")
 
 

@@ -1,0 +1,180 @@
+"""A registered language model measured anew, on the rows that its challenger is measured on today.
+
+Numbers on different rows say nothing together, so the old model reads the new rows: held-out tokens as the candidate's
+processor makes them, or labelled rows with its own tokenizer. Where even that says nothing (another vocabulary below a
+loss per token, other classes, another target), the reason is told instead.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from models.components._model import Model, assemble
+from tasks.engine import Engine, HeldOut
+from tasks.files import read_json
+from tasks.finetune import Evaluation, Start, kind_of, load_start, retarget, rows_of
+from tasks.kinds._kind import Kind, Rejected
+from tasks.pretrain import rows_digest
+from tasks.settings import SettingsError
+from tasks.source import open_source
+from tasks.tokenizer import TokenizerError
+
+__all__ = ["NotComparable", "OtherRows", "Rescored", "paired", "rescore"]
+
+CLASSES = ("classification", "pairs", "choice")  # kinds whose every answer is right or wrong
+
+
+class NotComparable(ValueError):
+    """No rows give numbers of these two models that could be held against each other."""
+
+
+class OtherRows(ValueError):
+    """The data at hand are not those that the candidate was measured on."""
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """What a model does on today's rows: metrics, and its answers where every row has one."""
+
+    metrics: dict[str, float]
+    answers: pl.DataFrame | None = None
+
+
+def rescore(champion: Path, made: Path, data: Path) -> Rescored:
+    """Measure the model in the folder `champion` as the candidate in `made` was measured.
+
+    Args:
+        champion: files of a registered version.
+        made: folder of tasks/pretrain.py, tasks/finetune.py or tasks/distill.py.
+        data: tokens or an ingested set, which the candidate was made of.
+
+    Raises:
+        NotComparable: no number of the two would say anything; why.
+        OtherRows: `data` changed since the candidate was measured.
+    """
+    about = read_json(made / "run.json")
+    measure = _labelled if (data / "rows").is_dir() else _text
+    return measure(load_start(champion), made, data, about)
+
+
+def _text(start: Start, made: Path, data: Path, about: Mapping) -> Rescored:
+    """Held-out loss: per token, so of one vocabulary only, and of the same targets."""
+    recipe = read_json(made / "recipe.json")
+    if start.vocabulary.sha256 != about["tokenizer"]:
+        raise NotComparable(
+            f"the champion has another tokenizer ({start.vocabulary.sha256[:12]}, not {about['tokenizer'][:12]}): a "
+            f"loss per token says nothing across two vocabularies"
+        )
+    theirs, ours = (sorted(each["target"]) for each in (start.recipe, recipe["model"]))
+    if theirs != ours:
+        raise NotComparable(f"the champion learned {', '.join(theirs)}, the candidate {', '.join(ours)}")
+    table = (start.recipe["embedding"].get("position") or {}).get("length", math.inf)
+    if table < about["length"]:
+        raise NotComparable(f"the champion reads {table} tokens, the rows have {about['length']}")
+    settings = Engine.read(about["training"])
+    student = "teacher_parameters" in about  # measured on the rows of one seed, whatever its own is
+    seed = Engine.seed if student else settings.seed
+    try:
+        heldout = open_source(data, recipe["processor"], start.tokenizer, about["length"], seed, heldout=True)
+    except TokenizerError as refused:
+        raise NotComparable(f"the champion has another tokenizer: {refused}") from None
+    held = HeldOut(heldout, settings)
+    _refuse_others(about, heldout.fingerprint if student else rows_digest(heldout, held.rows), data)
+    return Rescored(held(_model(start.recipe, start)))
+
+
+def _labelled(start: Start, made: Path, data: Path, about: Mapping) -> Rescored:
+    """Answers to the dev rows, each model reading with its own tokenizer."""
+    rows = rows_of(data)
+    _refuse_others(about, hashlib.sha256(rows["dev"].write_ndjson().encode()).hexdigest(), data)
+    chosen = {"kind": about["kind"], "length": about["length"], "settings": about.get("settings")}
+    try:
+        kind = kind_of(chosen, start, rows)
+    except (Rejected, SettingsError) as refused:
+        raise NotComparable(f"the champion cannot read these rows: {refused}") from None
+    recipe = start.recipe if kind.target in start.recipe["target"] else retarget(start.recipe, kind.target, kind.head())
+    _refuse_classes(start, kind)
+    settings = Engine.read(about["training"])
+    examples = kind.encode(rows["dev"], "dev")
+    found, answers = Evaluation(kind, rows["dev"], examples, settings, "cpu").answers(_model(recipe, start))
+    if not kind.answers_in_batches:
+        written, answers = kind.judged(rows["dev"], kind.write(_plain(start, kind), examples))
+        found = {"loss": found["loss"]} | written
+    return Rescored(found, answers if about["kind"] in CLASSES else None)
+
+
+def _model(recipe: Mapping, start: Start) -> Model:
+    model = assemble(recipe)
+    if absent := sorted(set(model.state_dict()) - set(start.state)):
+        raise NotComparable(f"the champion's files have no {', '.join(absent[:3])}: it was made for something else")
+    model.load_state_dict({name: start.state[name] for name in model.state_dict()})
+    return model.eval()
+
+
+def _plain(start: Start, kind: Kind):
+    """As transformers loads it: what writes texts."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return getattr(transformers, kind.loader).from_pretrained(start.tokenizer).eval()
+
+
+def _refuse_classes(start: Start, kind: Kind) -> None:
+    """Classes are known by their place: those of the champion must be today's, in today's order."""
+    named = start.config.get("id2label") or {}
+    known = [named[key] for key in sorted(named, key=int)]
+    if kind.names() and known != kind.names():
+        raise NotComparable(f"the champion's classes are {_listed(known)}, those of the rows {_listed(kind.names())}")
+
+
+def _listed(names: list[str]) -> str:
+    """At most eight names.
+
+    >>> _listed([])
+    'not told by its config.json'
+    """
+    told = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return told or "not told by its config.json"
+
+
+def _refuse_others(about: Mapping, found: str, data: Path) -> None:
+    if about["fingerprint"] != found:
+        raise OtherRows(f"{data} is not what {about.get('name')} was measured on ({found[:12]}, not "
+                        f"{about['fingerprint'][:12]}); run its stage again before its gate")  # fmt: skip
+
+
+def paired(candidate: pl.DataFrame, champion: pl.DataFrame) -> dict[str, float]:
+    """Row by row, who is right: McNemar's exact test (doi:10.1007/BF02295996) of two models' answers.
+
+    Args:
+        candidate: answers with `split`, `label` and `predicted`; its dev rows are those of `champion`, in order.
+
+    Returns:
+        rows, only_candidate and only_champion right, and p: how often chance alone splits those rows as unevenly.
+
+    Raises:
+        OtherRows: the two tables are not of the same rows.
+    """
+    ours = candidate.filter(pl.col("split") == "dev") if "split" in candidate.columns else candidate
+    same = [name for name in ("text", "second", "label") if name in ours.columns and name in champion.columns]
+    if not ours.select(same).equals(champion.select(same)):
+        raise OtherRows(f"the candidate's {len(ours)} answers are not to the champion's {len(champion)} rows")
+    right = [table["predicted"] == table["label"] for table in (ours, champion)]
+    only = [int((one & ~other).sum()) for one, other in (right, right[::-1])]
+    return {"rows": len(ours), "only_candidate": only[0], "only_champion": only[1], "p": _chance(*only)}
+
+
+def _chance(one: int, other: int) -> float:
+    """Two-sided binomial probability of a split as uneven, when either side is as likely.
+
+    >>> _chance(5, 1)  # 2 (1 + 6) / 64
+    0.21875
+    >>> _chance(3, 3)
+    1.0
+    """
+    tail = sum(math.comb(one + other, few) for few in range(min(one, other) + 1))
+    return min(1.0, 2 * tail / 2 ** (one + other))
