@@ -1,4 +1,4 @@
-"""Students: the teacher once, then every method and every mix of methods side by side."""
+"""Students: the teacher once, then methods and mixes side by side, then all whose teachers are students, or texts."""
 
 import os
 from pathlib import Path
@@ -20,12 +20,26 @@ __all__ = ["distill", "student"]
 # Chains wait in tasks/slots.py for a device, so more workers than devices cost nothing and overlap gates with training.
 WORKERS = int(os.environ.get("ROOTSTOCK_WORKERS", "4"))
 PARTS = {"distill": "methods", "mix": "mixes"}  # stage -> the part of params.yaml that it is run for
+LATER = {"chain": "chains", "several": "several"}  # whose teachers may be students of the first
+OTHERS = {  # which bring their own teachers and texts; what others read comes first
+    "generate_reading": "readings", "generate_examples": "examples", "generate_reasons": "reasons",
+    "distill_relevance": "relevance", "distill_languages": "languages", "distill_tasks": "tasks",
+    "distill_of_tasks": "of_tasks", "promote_tasks": "served",
+}  # fmt: skip
+REGISTERED = ("promote_tasks",)
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
 def student(kind: str, name: str) -> list[str]:
     """Distil, judge and promote one student: the stages that ran."""
-    return [ran for step in (kind, f"gate_{kind}", f"promote_{kind}") for ran in make(f"{step}@{name}", single=True)]
+    steps = (f"parts_{kind}", kind, f"gate_{kind}", f"promote_{kind}")
+    return [ran for step in steps for ran in make(f"{step}@{name}", single=True)]
+
+
+@task(task_run_name="{stage}", cache_policy=NO_CACHE)
+def whole(stage: str) -> list[str]:
+    """A stage, and whatever it reads that is not up to date, such as students that teach: the stages that ran."""
+    return make(stage)
 
 
 @flow(log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))
@@ -33,7 +47,8 @@ def distill() -> dict[str, list[str]]:
     """Bring the teacher and every student of params.yaml up to date, then remove what retired ones left.
 
     Returns:
-        "teacher", each method and each mix -> the stages that ran for it.
+        "teacher", each method, mix, chain and student of several, each task that is served, and every other stage by
+        its own name -> the stages that ran for it.
 
     Raises:
         StageFailed: the teacher, or the data, failed.
@@ -41,16 +56,23 @@ def distill() -> dict[str, list[str]]:
         Busy: another run holds this checkout.
     """
     chosen = read("params.yaml:distill")
-    wanted = [(kind, name) for kind, part in PARTS.items() for name in chosen.get(part) or {}]
+    wanted, later = ([(kind, name) for kind, part in parts.items() for name in chosen.get(part) or {}]
+                     for parts in (PARTS, LATER))  # fmt: skip
     teacher = chosen["teacher"]
     with alone():
         make("registry", single=True)  # a registry that was lost makes each promotion stale
         # and all that it needs; a version of the student names the teacher's
-        ran = {"teacher": make(f"promote_{teacher['from']}@{teacher['name']}") if wanted else []}
-        if wanted and chosen["data"].startswith(("ingest/", "tokens/")):
+        ran = {"teacher": make(f"promote_{teacher['from']}@{teacher['name']}") if wanted + later else []}
+        if wanted + later and chosen["data"].startswith(("ingest/", "tokens/")):
             ran["teacher"] += make(chosen["data"].replace("/", "@"))
         futures = {name: student.submit(kind, name) for kind, name in wanted}
         results = {name: future.result(raise_on_failure=False) for name, future in futures.items()}
+        last = {name: f"promote_{kind}@{name}" for kind, name in later}
+        for stage, part in OTHERS.items():
+            for name in chosen.get(part) or {}:
+                last[name if stage in REGISTERED else f"{stage}@{name}"] = f"{stage}@{name}"
+        for name, stage in last.items():  # one after the other: two chains may wait for one assistant
+            results[name] = whole.submit(stage).result(raise_on_failure=False)
         retired = prune("params.yaml", "dvc.lock")
     done, failed, words = settled(results)
     ran |= done

@@ -26,6 +26,7 @@ __all__ = [
 KINDS, ACTIVATIONS = ("none", "ddp", "fsdp"), ("none", "full", "selective")
 aten = torch.ops.aten
 # What selective checkpointing keeps: the outputs of products and attention, dear to recompute, and of communication.
+EXTRA = "_extra_state"  # torch's name for what a module keeps beside its tensors
 KEPT = {
     aten.mm.default,
     aten.addmm.default,
@@ -88,7 +89,10 @@ def wrap(
     device = next(model.parameters()).device
     if kind == "ddp":
         return DistributedDataParallel(
-            model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            find_unused_parameters=getattr(model, "partial", False),  # a step may leave parameters out
         )
     mesh = init_device_mesh(device.type, (world(),))
     if scalars := [name for name, parameter in model.named_parameters() if parameter.ndim == 0]:
@@ -194,13 +198,16 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     both = sorted(own.keys() & tensors.keys())
     shapes = [f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}" for name in both
-              if tensors[name].shape != own[name].shape]  # fmt: skip
+              if tensors[name].shape != own[name].shape and not name.endswith(EXTRA)]  # fmt: skip
     if missing or extra or shapes:
         raise ValueError(f"these weights are of another model: missing {missing[:5]} ({len(missing)}), unknown "
                          f"{extra[:5]} ({len(extra)}), other shape {shapes[:5]} ({len(shapes)})")  # fmt: skip
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(shard_like(tensor, tensors[name]))
+            if name.endswith(EXTRA):  # a module's own, of any size
+                inner(model).get_submodule(name.removesuffix(EXTRA).rstrip(".")).set_extra_state(tensors[name])
+            else:
+                tensor.copy_(shard_like(tensor, tensors[name]))
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

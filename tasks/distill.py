@@ -1,14 +1,14 @@
-"""A teacher, a method or a mix of methods, and data -> a smaller student, what it keeps of the teacher, and its speed.
+"""A teacher or several, a method or a mix, and data -> a smaller student, what it keeps of the teacher, and its speed.
 
-    python -m tasks.distill params.yaml:distill methods kd TEACHER DATA OUT CHECKPOINTS
+    python -m tasks.distill params.yaml:distill methods kd TEACHER DATA OUT CHECKPOINTS CACHE
 
-TEACHER is a folder of tasks/finetune.py, tasks/pretrain.py or this unit. DATA is an ingested set of labelled rows under
-a fine-tuned teacher, or tokens under a pre-trained one. A method's stages run one after the other, each from the
-student of the one before; what only looks inside ends with gold labels, or its head would never be trained.
+TEACHER is a folder of tasks/finetune.py, tasks/pretrain.py or this unit; for an entry below `several`, the folder of
+notes of tasks/lent.py. DATA is an ingested set of labelled rows under a fine-tuned teacher, or tokens under a
+pre-trained one. The stages of an entry (tasks/curriculum.py) run one after the other, each from the student of the one
+before; what only looks inside ends with gold labels, or its head would never be trained.
 """
 
 import hashlib
-import math
 import os
 import shutil
 import statistics
@@ -16,214 +16,67 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models import build, method, parallel
-from models.components._closest import refuse_unknown
+from models import parallel
 from models.components._model import Model, assemble
-from models.distill._distillation import Distillation, Gold
-from models.distill._objective import Objective
-from models.distill._signals import Shape
-from models.distill._student import new_student, shape_of, student_recipe
+from models.distill._exact import Combined, Exact
+from models.distill._inheriting import Inheriting
+from models.distill._student import new_student
+from models.distill._writing import Writing
 from tasks import plots
 from tasks.command import run as run_command
-from tasks.engine import Engine, HeldOut, Run, launched, run
-from tasks.files import digest, new_folder, read_json, write_json
-from tasks.finetune import Evaluation, Start, fingerprint_of, kind_of, load_start, rows_of, save_model, training_of
-from tasks.kinds._kind import Examples, Kind, Rejected
-from tasks.pretrain import export
-from tasks.recipes import Recipe
+from tasks.curriculum import GOLD, PARTS, Stage, read_entry
+from tasks.engine import Engine, Run, launched, run
+from tasks.fewer_words import cut_rows
+from tasks.files import new_folder, write_json
+from tasks.lesson_plan import PLACED, Plan, placement_of, planned, precision_of, settings_of
+from tasks.lessons import Stepped
+from tasks.placement import place
 from tasks.settings import SettingsError, read
 from tasks.slots import slot
-from tasks.source import open_source
+from tasks.stand_in import StandIn, cache_settings, stand_in, tell
+from tasks.teachers import Teacher, TeacherChanged, noted, refuse_changed, told
+from tasks.tokenizer import Vocabulary
 from tasks.training import use_threads
 
-__all__ = ["Stepped", "TeacherChanged", "distill", "stages_of"]
+__all__ = ["GOLD", "PARTS", "Stepped", "TeacherChanged", "distill", "planned"]
 
-PARTS = ("methods", "mixes")
-KEYS = ("teacher", "data", "student", "training", "length", "precision", *PARTS, "gates")
-STUDENT = ("layers", "width", "heads", "inner", "start")
-OWN = ("training", "stages", "hard")  # of an entry, beside what its methods are told
-TEXT = ("pretrain", "corpus")  # stages that read running text
-GOLD = "gold"  # the stage of gold labels alone
-KINDS = ("classification", "pairs")
-SAMPLED = ("on_policy", "minillm", "distillm")  # train on texts that the models write
-LENGTH, TIMED = 128, 15
-MARKER = "teacher.json"
-
-
-class TeacherChanged(ValueError):
-    """The teacher's files are not those that the run began with."""
-
-
-class Stepped:
-    """A source whose batches say which step they belong to, so that schedules need no counter of their own.
-
-    Args:
-        source: of rows.
-        batch: rows of a step, all ranks and micro-batches together.
-        fixed: the step of all batches instead: the same objective whenever held-out rows are looked at.
-    """
-
-    def __init__(self, source, batch: int, fixed: int | None = None):
-        self.source, self.batch, self.fixed, self.fingerprint = source, batch, fixed, source.fingerprint
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def rows(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The rows of these numbers, and `step` ()."""
-        step = indices[0] // self.batch if self.fixed is None else self.fixed
-        return self.source.rows(indices) | {"step": torch.tensor(step)}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training run of a method's published order."""
-
-    name: str
-    objective: Objective
-    training: dict
-    trains_head: bool
-
-
-class OnTask:
-    """Labelled rows under a fine-tuned teacher."""
-
-    def __init__(self, teacher: Path, start: Start, data: Path, chosen: Mapping):
-        about = read_json(teacher / "run.json") if (teacher / "run.json").is_file() else {}
-        name = about.get("kind", KINDS[0])
-        if name not in KINDS:
-            raise Rejected(f"{teacher} does {name}; only teachers of classes are distilled: {', '.join(KINDS)}")
-        if "cls" not in start.recipe["target"]:
-            has = ", ".join(start.recipe["target"])
-            raise Rejected(f"{teacher} has no classes, only {has}; fine-tune it first, or give tokens of text as data")
-        table = (start.recipe["embedding"].get("position") or {}).get("length", LENGTH)
-        first = (start.recipe["embedding"].get("position") or {}).get("start") or 0
-        self.length = chosen.get("length") or min(LENGTH, table - first)
-        settings = {"kind": name, "length": self.length}
-        self.start, self.data, self.name, self.rows = start, data, name, rows_of(data)
-        self.kind: Kind = kind_of(settings, start, self.rows)
-        heads = start.recipe["target"]["cls"].get("labels", 2)
-        _refuse_other_labels(teacher, heads, about.get("labels") or _labels(start), self.kind.names())
-        self.examples = {split: self.kind.encode(frame, split) for split, frame in self.rows.items()}
-        self.fingerprint = fingerprint_of(settings, data, start)
-        self.tokenizer = start.vocabulary.sha256
-
-    def training(self, chosen: Mapping, trains_head: bool) -> Engine:
-        """Where the head is not trained, the task says nothing about which weights are best: the last are kept."""
-        settings = training_of(chosen, len(self.examples["train"]))
-        return settings if trains_head or "patience" in chosen else replace(settings, patience=None)
-
-    def source(self, settings: Engine) -> Examples:
-        return Examples(self.kind, self.examples["train"], settings.seed, self.fingerprint)
-
-    def judge(self, settings: Engine, device: str):
-        judged = Evaluation(self.kind, self.rows["dev"], self.examples["dev"], settings, device)
-        return lambda model: judged(parallel.inner(model).student)
-
-    def metrics(self, model: Model, settings: Engine) -> tuple[dict, pl.DataFrame]:
-        """Of the dev rows, and their answers."""
-        return Evaluation(self.kind, self.rows["dev"], self.examples["dev"], settings, "cpu").answers(model)
-
-    def kept(self, student: Mapping, teacher: Mapping) -> float | None:
-        return _share(student[self.kind.metric], teacher[self.kind.metric])
-
-    def one(self) -> dict[str, Tensor]:
-        """A batch of one row, as it is served."""
-        return self.kind.collate(self.examples["dev"][:1])
-
-    def save(self, model: Model, recipe: Mapping, folder: Path) -> dict:
-        return save_model(model, recipe, self.start, self.kind, self.examples["dev"], folder)[0]
-
-    def about(self, settings: Engine) -> dict:
-        told = {"kind": self.name, "labels": self.kind.names(), "evaluated_rows": len(self.rows["dev"])}
-        return told | {"fingerprint": hashlib.sha256(self.rows["dev"].write_ndjson().encode()).hexdigest()}
-
-
-class OnText:
-    """Tokens of running text under a pre-trained teacher."""
-
-    def __init__(self, teacher: Path, start: Start, data: Path, chosen: Mapping):
-        self.start, self.teacher, self.data = start, teacher, data
-        if not (teacher / "recipe.json").is_file() or not (teacher / "run.json").is_file():
-            raise Rejected(f"{teacher} has no recipe.json and run.json: text is read as its pre-training did; give a "
-                           f"folder of tasks/pretrain.py, or labelled rows as data")  # fmt: skip
-        self.recipe, about = read_json(teacher / "recipe.json"), read_json(teacher / "run.json")
-        if "processor" not in self.recipe:
-            raise Rejected(f"{teacher} is fine-tuned and reads labelled rows, but {data} holds tokens of running text; "
-                           f"give it artifacts/ingest/<name>, or a pre-trained teacher")  # fmt: skip
-        self.length = chosen.get("length") or about["length"]
-        self.name, self.data_name = about.get("name"), about.get("data")
-        self.heldout = self.open(Engine.seed, heldout=True)
-        self.fingerprint = f"{self.heldout.fingerprint} {start.digest}"
-
-    def open(self, seed: int, heldout: bool = False):
-        return open_source(self.data, self.recipe["processor"], self.start.tokenizer, self.length, seed, heldout)
-
-    def training(self, chosen: Mapping, trains_head: bool) -> Engine:
-        if "epochs" in chosen:
-            raise SettingsError("training on running text is counted in steps; take out epochs")
-        return Engine.read(chosen)
-
-    def source(self, settings: Engine):
-        return self.open(settings.seed)
-
-    def judge(self, settings: Engine, device: str):
-        return HeldOut(Stepped(self.heldout, settings.batch, settings.steps), settings, device)
-
-    def metrics(self, model: Model, settings: Engine) -> tuple[dict, None]:
-        return HeldOut(self.heldout, settings)(model), None
-
-    def kept(self, student: Mapping, teacher: Mapping) -> float | None:
-        name = next((name for name in ("mlm_correct", "lm_correct") if name in student), None)
-        return _share(student[name], teacher[name]) if name else None
-
-    def one(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.heldout.rows([0]).items() if not name.startswith("labels_")}
-
-    def save(self, model: Model, recipe: Mapping, folder: Path) -> dict:
-        told = Recipe(f"{self.name} student", dict(recipe), self.recipe["processor"], self.start.family, "")
-        with TemporaryDirectory() as place:  # the teacher's folder holds its weights too
-            for file in self.start.tokenizer.iterdir():
-                if file.is_file() and file.suffix != ".safetensors" and file.name not in ("config.json", "recipe.json"):
-                    shutil.copy(file, place)
-            return export(parallel.full_state(model), told, self.start.vocabulary, Path(place), folder,
-                          self.heldout.rows(range(4)))  # fmt: skip
-
-    def about(self, settings: Engine) -> dict:
-        return {"data": self.data_name, "length": self.length, "fingerprint": self.heldout.fingerprint,
-                "evaluated_rows": min(len(self.heldout), settings.evaluate_rows)}  # fmt: skip
+TIMED = 15
 
 
 def distill(
     chosen: Mapping,
     part: str,
     name: str,
-    teacher: str | Path,
+    teacher: str | Path | Sequence[str | Path],
     data: str | Path,
     out: str | Path,
     checkpoints: str | Path | None,
+    cache: str | Path | None = None,
 ) -> dict:
     """Distil, and write the folder `out` whole or not at all.
 
     Args:
         chosen: {student: {layers, width, heads, inner, start: cut|random}, training, length, precision (of the teacher,
-            float32 or bfloat16), methods: {name: settings}, mixes: {name: {method: settings with `weight`}}}. An entry
-            may have `training` of its own, `stages` (a list, or {stage: training}), and a mix `hard`.
-        part: "methods" or "mixes".
+            float32 or bfloat16), placement (of the teacher, see tasks/placement.py), cache ({words, store}, or None
+            for a live teacher), and PARTS}; see tasks/curriculum.py. An entry may have `training` and `student` of its
+            own, `stages` (a list, or {stage: training}), `hard` (weight of the gold labels), on text `vocabulary`
+            ({ratio, multiple, similarity}: the student knows fewer words), and where models write texts `prompt`
+            (tokens of each row that are given, a quarter of it).
+        part: one of PARTS.
         name: of the entry.
-        teacher: folder of tasks/finetune.py, tasks/pretrain.py or this unit.
+        teacher: folder of tasks/finetune.py, tasks/pretrain.py or this unit; several from the smallest to the largest.
         data: folder of tasks/ingest.py or tasks/tokens.py.
         out: takes model/, recipe.json, run.json, metrics.json {"dev", "teacher", "kept", "latency_ms", "export"},
             curve.csv, and extra/: curve.png, and of a task predictions.parquet.
         checkpoints: of the run, emptied when it is done; None keeps none.
+        cache: where `chosen["cache"]` says that one is kept: folder of what the teacher said. It stays, for the next
+            run.
 
     Returns:
         The metrics; {} if SIGTERM ended the run early, and on all ranks but the first.
@@ -232,56 +85,188 @@ def distill(
         SettingsError, LookupError, ValueError: what cannot work, before any training.
         TeacherChanged: during the run, or since the checkpoint.
     """
-    began, teacher, data = time.monotonic(), Path(teacher), Path(data)
-    entry = _entry(chosen, part, name)
-    start, known = load_start(teacher), digest(load_folder(teacher))
-    rows = (OnTask if (data / "rows").is_dir() else OnText)(teacher, start, data, chosen)
-    sizes = dict(chosen.get("student") or {})
-    begins = sizes.pop("start", "cut")
-    recipe = student_recipe(start.recipe, **sizes)
-    shapes = shape_of(recipe), shape_of(start.recipe)
-    stages = _stages(name, part, entry, shapes, isinstance(rows, OnTask), dict(chosen.get("training") or {}))
-    whole, precision = assemble(start.recipe), _precision(chosen)
-    whole.load_state_dict(start.state)
-    torch.manual_seed(stages[0].training.get("seed", Engine.seed))
-    student = new_student(recipe, begins, start.state)
-    kept = _checkpoints(checkpoints, [part, name, entry, sizes, begins, str(precision), rows.fingerprint], known)
+    began, plan = time.monotonic(), planned(chosen, part, name, teacher, Path(data))
+    rows, teachers, precision, where = plan.rows, plan.teachers, precision_of(chosen, plan), placement_of(chosen, plan)
+    if (keeps := cache_settings(chosen)) is not None and cache is None:
+        raise SettingsError("distill.cache is set, but no folder was given to keep it in; give CACHE")
+    torch.manual_seed(plan.stages[0].training.get("seed", Engine.seed))
+    student = _first_student(plan)
+    known = [part, name, chosen[part][name], plan.entry.own["student"], str(precision), rows.fingerprint]
+    known += [where, keeps] if keeps is not None or where != PLACED else []
+    kept = _checkpoints(checkpoints, known, teachers)
     runs: dict[str, Run] = {}
+    recipe = plan.recipe
     with launched() as own, nullcontext(own) if own else slot() as device:
-        taught, _ = rows.metrics(whole.eval(), _settings(rows, stages[-1]))
-        whole.to(device, precision)
-        for number, stage in enumerate(stages):
-            settings = _settings(rows, stage)
-            model = _begin(student, whole, stage, settings, rows, device)
+        taught = [rows.metrics(each.model(), settings_of(plan, plan.stages[-1]))[0] for each in teachers]
+        models = [place(each.model(), where, device, precision) for each in teachers]
+        stand_ins = {}
+        if keeps is not None:
+            facts = {"teacher": plan.origin.content, "tokenizer": plan.origin.start.vocabulary.sha256,
+                     "precision": str(precision), "placement": where}  # fmt: skip
+            stand_ins = {
+                stage.name: stand_in(
+                    Path(cache) / stage.name, models[-1], rows, stage, settings_of(plan, stage), facts, keeps, device
+                )
+                for stage in plan.stages
+                if not stage.only_gold
+            }
+            models = []  # and their memory is the student's
+        for number, stage in enumerate(plan.stages):
+            settings = settings_of(plan, stage)
+            instead = stand_ins.get(stage.name)
+            source = Stepped(instead.source if instead else rows.source(settings), settings.batch)
+            model = _begin(plan, student, models, stage, settings, source, device, instead)
             folder = kept and kept / f"{number}-{stage.name}"
-            source = Stepped(rows.source(settings), settings.batch)
-            done = run(model, source, settings, rows.judge(settings, device), folder, f"{name} {stage.name}", device)
+            judge = rows.judge(settings, device, instead and instead.heldout)
+            done = run(model, source, settings, judge, folder, f"{name} {stage.name}", device)
             if done.stopped:
                 return {}
             runs[stage.name] = done
+            if isinstance(model, Inheriting):
+                student, recipe = model.finish(recipe)
         if parallel.rank():
             return {}
         student.cpu().eval()
-    if digest(load_folder(teacher)) != known:
-        raise TeacherChanged(f"{teacher} was written while its student was being trained; run this again")
-    found, told = rows.metrics(student, settings)
-    times = latency({"student": student, "teacher": whole.cpu().float()}, rows.one())
+    for each in teachers:
+        if each.changed():
+            raise TeacherChanged(f"{each.folder} was written while its student was being trained; run this again")
+    return _write(plan, student, recipe, taught, runs, settings, Path(out), checkpoints, began, chosen)
+
+
+@torch.no_grad()
+def latency(models: Mapping[str, tuple[Model, Mapping[str, Tensor]]]) -> dict[str, float]:
+    """Milliseconds that each model takes for its batch of one row on the CPU: the median of passes in turns."""
+    spent: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(TIMED):
+        for name, (model, batch) in models.items():
+            at = time.perf_counter()
+            hidden, rows = model.encode(**batch)
+            if "cls" in model.targets:
+                model.targets["cls"].predict(hidden, rows)
+            spent[name].append(1000 * (time.perf_counter() - at))
+    return {name: statistics.median(times[2:]) for name, times in spent.items()}
+
+
+# ---------------------------------------------------------------- what is trained
+
+
+def _first_student(plan: Plan) -> Model | None:
+    """The student before its first step; None where it is made of the teacher."""
+    if plan.entry.inherits:
+        return None
+    state = plan.origin.start.state
+    return new_student(plan.recipe, plan.begins, state if plan.words is None else cut_rows(state, plan.words))
+
+
+def _begin(
+    plan: Plan,
+    student: Model | None,
+    teachers: Sequence[Model],
+    stage: Stage,
+    settings: Engine,
+    source: Stepped,
+    device: str,
+    instead: StandIn | None,
+) -> nn.Module:
+    """A stage's model, told of its run, and asked once: what cannot be seen should cost no training."""
+    _refuse_cuts(stage, settings)
+    if plan.entry.inherits:
+        masked = _masked(plan)
+        method = stage.objective.methods[plan.entry.single]
+        return Inheriting(masked, method, settings.steps).to(device)
+    if stage.only_gold:
+        model = Exact(student, None, stage.objective, vocabulary=plan.words)
+    elif plan.entry.by:
+        model = Combined(student, teachers, stage.objective)
+    elif plan.entry.writes:
+        model = _writing(plan, student, teachers[-1], stage)
+    elif instead:
+        model = Exact(student, None, stage.objective, instead.kept, plan.words)
+    else:
+        model = Exact(student, teachers[-1], stage.objective, vocabulary=plan.words)
+    model.to(device)
+    tell(stage, settings, len(source))
+    batch = source.rows(range(min(2, len(source))))
+    # What a step leaves for the next one, choices or texts, is left by steps of the run alone.
+    model.train(type(model) is Exact)(**{name: value.to(device) for name, value in batch.items()})
+    return model
+
+
+def _writing(plan: Plan, student: Model, teacher: Model, stage: Stage) -> Writing:
+    known, name = plan.origin.start.vocabulary, plan.entry.single
+    length = plan.rows.length
+    prompt = plan.entry.own.get("prompt", max(1, length // 4))
+    if known.end is None:
+        raise SettingsError(f"{name} writes texts up to their end, but this tokenizer has no token for it")
+    position = plan.origin.start.recipe["embedding"].get("position") or {}
+    new = stage.objective.methods[name].how.new_tokens
+    if "length" in position and prompt + new > (most := position["length"] - (position.get("start") or 0)):
+        raise SettingsError(f"{name} writes {new} tokens after a prompt of {prompt}, but the models have positions for "
+                            f"{most}; set new_tokens to {most - prompt} at most, or a shorter prompt")  # fmt: skip
+    return Writing(student, teacher, stage.objective, known.end, known.filler, prompt)
+
+
+def _masked(plan: Plan) -> Model:
+    """The teacher with its masked-word head alone."""
+    model = assemble(plan.recipe)
+    model.load_state_dict({name: plan.origin.start.state[name] for name in model.state_dict()})
+    return model
+
+
+def _refuse_cuts(stage: Stage, settings: Engine) -> None:
+    """What compares rows of a batch would compare others in a micro-batch."""
+    ranks, names = parallel.world(), ", ".join(stage.objective.methods)
+    if not getattr(stage.objective, "uncut", False):
+        return
+    if ranks > 1 or (settings.micro or settings.batch) < settings.batch:
+        cut = f"{ranks} ranks" if ranks > 1 else f"micro-batches of {settings.micro} of {settings.batch} rows"
+        raise SettingsError(f"{stage.name}: {names} looks at a step's rows together, so {cut} would be another method; "
+                            f"leave out micro and train on one device, or take another method")  # fmt: skip
+
+
+def _checkpoints(folder: str | Path | None, known: Sequence, teachers: Sequence[Teacher]) -> Path | None:
+    """This run's checkpoints; they are of its teachers."""
+    if folder is None:
+        return None
+    kept = Path(folder) / hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+    refuse_changed(kept, teachers)
+    return kept
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def _write(
+    plan: Plan,
+    student: Model,
+    recipe: Mapping,
+    taught: Sequence[dict],
+    runs: Mapping[str, Run],
+    settings: Engine,
+    out: Path,
+    checkpoints: str | Path | None,
+    began: float,
+    chosen: Mapping,
+) -> dict:
+    """The folder `out`, and the metrics."""
+    rows, words, name = plan.rows, plan.words, plan.entry.name
+    found, answers = rows.metrics(student, settings, words)
+    whole = plan.origin.model()
+    times = latency({"student": (student, rows.one(words)), "teacher": (whole, rows.one())})
     numbers = [sum(p.numel() for p in one.parameters()) for one in (student, whole)]
+    shares = [share for each in taught if (share := rows.kept(found, each)) is not None]
     with new_folder(out) as folder:
         (folder / "extra").mkdir()
-        saved = rows.save(student, recipe, folder / "model")
-        metrics = {"dev": found, "teacher": taught, "kept": rows.kept(found, taught), "latency_ms": times}
-        metrics["export"] = saved
+        saved = rows.save(student, recipe, folder / "model", words)
+        metrics = {"dev": found, "teacher": taught[-1], "kept": min(shares, default=None), "latency_ms": times}
+        metrics |= {"export": saved} | ({"teachers": list(taught)} if len(taught) > 1 else {})
         write_json(folder / "metrics.json", metrics)
-        write_json(folder / "recipe.json", {"model": recipe, "transformers": start.family}
-                   | ({"processor": rows.recipe["processor"]} if isinstance(rows, OnText) else {}))  # fmt: skip
-        write_json(folder / "run.json", rows.about(settings) | {
+        write_json(folder / "recipe.json", rows.recipe(recipe))
+        write_json(folder / "run.json", rows.about(settings) | told(plan.teachers) | {
             "name": name,
-            "part": part,
-            "family": start.family,
-            "stages": [stage.name for stage in stages],
-            "teacher": str(teacher),
-            "teacher_content": known,
+            "part": plan.entry.part,
+            "family": plan.origin.start.family,
+            "stages": [stage.name for stage in plan.stages],
             "parameters": numbers[0],
             "teacher_parameters": numbers[1],
             "ratio": numbers[0] / numbers[1],
@@ -293,10 +278,13 @@ def distill(
             "seed": settings.seed,
             "training": settings.decisive,
             "precision": chosen.get("precision", "float32"),
-            "tokenizer": start.vocabulary.sha256,
+            "placement": chosen.get("placement", PLACED),
+            "cache": cache_settings(chosen),
+            "tokenizer": Vocabulary.open(folder / "model").sha256,
+            "words": None if words is None else words.merged() | {"kept": len(words.keep)},
         })  # fmt: skip
-        if told is not None:
-            told.write_parquet(folder / "extra/predictions.parquet")
+        if answers is not None:
+            answers.write_parquet(folder / "extra/predictions.parquet")
         _write_curve(folder, runs)
     if checkpoints:
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -307,180 +295,13 @@ def distill(
     return metrics
 
 
-@torch.no_grad()
-def latency(models: Mapping[str, Model], batch: Mapping[str, Tensor]) -> dict[str, float]:
-    """Milliseconds that each model takes for a row on the CPU: the median of passes in turns."""
-    spent: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(TIMED):
-        for name, model in models.items():
-            at = time.perf_counter()
-            hidden, rows = model.encode(**batch)
-            if "cls" in model.targets:
-                model.targets["cls"].predict(hidden, rows)
-            spent[name].append(1000 * (time.perf_counter() - at))
-    return {name: statistics.median(times[2:]) for name, times in spent.items()}
-
-
-def load_folder(teacher: Path) -> Path:
-    """Where the teacher's files lie: what its registered version is known by."""
-    return teacher / "model" if (teacher / "model").is_dir() else teacher
-
-
-# ---------------------------------------------------------------- what to run
-
-
-def stages_of(chosen: Mapping, name: str, teacher: str | Path, data: str | Path) -> list[str]:
-    """The stages that a method would have here, without a run; refuses what `distill` would refuse of them."""
-    entry, start = _entry(chosen, "methods", name), load_start(teacher)
-    sizes = {key: value for key, value in chosen["student"].items() if key != "start"}
-    shapes = shape_of(student_recipe(start.recipe, **sizes)), shape_of(start.recipe)
-    return [stage.name for stage in _stages(name, "methods", entry, shapes, (Path(data) / "rows").is_dir(), {})]
-
-
-def _entry(chosen: Mapping, part: str, name: str) -> dict:
-    for key in chosen:
-        refuse_unknown("distill", key, KEYS)
-    for key in chosen.get("student") or {}:
-        refuse_unknown("distill.student", key, STUDENT)
-    if "layers" not in (chosen.get("student") or {}):
-        raise SettingsError("distill.student lacks layers: how many of the teacher's the student has")
-    if part not in PARTS or name not in (chosen.get(part) or {}):
-        there = ", ".join(chosen.get(part) or {}) or "nothing"
-        raise SettingsError(f"distill.{part} has no {name!r}; it has: {there}")
-    return dict(chosen[part][name] or {})
-
-
-def _stages(
-    name: str, part: str, entry: Mapping, shapes: tuple[Shape, Shape], on_task: bool, training: Mapping
-) -> list[Stage]:
-    """What runs, in order; every objective is built here, so that a fault costs no training."""
-    own = {key: entry[key] for key in OWN if key in entry}
-    told = {key: value for key, value in entry.items() if key not in own}
-    methods = {name: told} if part == "methods" else {key: dict(value or {}) for key, value in told.items()}
-    weights = {key: each.pop("weight") for key, each in methods.items() if part == "mixes" and "weight" in each}
-    for each in methods:
-        _refuse_unfit(each)
-    training = {**training, **(own.get("training") or {})}
-    order = own.get("stages") or (_published(name, told, shapes, on_task) if part == "methods" else [name])
-    changes = order if isinstance(order, Mapping) else {}
-    made = []
-    for stage in order:
-        if stage == GOLD:
-            objective = Objective({GOLD: Gold(*shapes)})
-        else:
-            chosen = {"stage": stage} if part == "methods" and len(method("distill", name).stages) > 1 else {}
-            built = {key: build("distill", key, *shapes, **each, **chosen) for key, each in methods.items()}
-            objective = Objective(built, weights, own.get("hard"))
-        made.append(Stage(stage, objective, {**training, **(changes.get(stage) or {})}, _trains_head(objective)))
-    return made
-
-
-def _published(name: str, told: Mapping, shapes: tuple[Shape, Shape], on_task: bool) -> list[str]:
-    """The stages of a method that such data can feed, in the published order."""
-    cls = method("distill", name)
-    if len(cls.stages) == 1 or "stage" in told:
-        fitting, needs = [told.get("stage", name)], set(build("distill", name, *shapes, **told).needs)
-    else:
-        needs_of = {stage: set(build("distill", name, *shapes, stage=stage, **told).needs) for stage in cls.stages}
-        text = [stage for stage in cls.stages if stage in TEXT]
-        if on_task:
-            fitting = [stage for stage in cls.stages if stage not in TEXT and "logits" not in needs_of[stage]]
-        else:
-            fitting = text or [stage for stage in cls.stages if "task" not in needs_of[stage]]
-        needs = set().union(*(needs_of[stage] for stage in fitting))
-    if not fitting:
-        raise SettingsError(f"{name} has no stage for such data; its stages: {', '.join(cls.stages)}")
-    return fitting + [GOLD] * (on_task and not needs & {"task", "hard", "logits"})
-
-
-def _trains_head(objective: Objective) -> bool:
-    return bool({"task", "hard"} & set(objective.needs()["student"]))
-
-
-def _refuse_unfit(name: str) -> None:
-    """What acts otherwise than by signals of both models is not run here."""
-    why = "trains on texts that the models write" if name in SAMPLED else "rebuilds the teacher into the student"
-    if name in SAMPLED or hasattr(method("distill", name), "attach"):
-        raise SettingsError(f"{name} {why}, which needs a loop of its own: take another method here, or call "
-                            f"models/distill/{name}.py from Python")  # fmt: skip
-
-
-def _precision(chosen: Mapping) -> torch.dtype:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if (asked := chosen.get("precision", "float32")) not in known:
-        raise SettingsError(f"distill.precision, the teacher's, is one of {', '.join(known)}; got {asked!r}")
-    return known[asked]
-
-
-def _settings(rows: OnTask | OnText, stage: Stage) -> Engine:
-    settings = rows.training(stage.training, stage.trains_head)
-    if settings.activations != "none" or settings.compile:
-        raise SettingsError("distillation reads layers as they run; set activations: none and compile: false")
-    return settings
-
-
-def _begin(student: Model, teacher: Model, stage: Stage, settings: Engine, rows, device: str) -> Distillation:
-    """A stage's model, told of its run, and asked once: what cannot be seen should cost no training."""
-    only_gold = set(stage.objective.methods) == {GOLD}
-    lends = any(place.startswith("student.layer") for place in stage.objective.edits())
-    if lends and next(teacher.parameters()).dtype != torch.float32:
-        raise SettingsError(f"{stage.name} runs the teacher's layers inside the student; set precision: float32")
-    model = Distillation(student, None if only_gold else teacher, stage.objective).to(device)
-    source = rows.source(settings)
-    model.set_total(settings.steps, math.ceil(settings.steps * settings.batch / len(source)))
-    for each in stage.objective.methods.values():
-        each.seed.fill_(settings.seed)
-    batch = Stepped(source, settings.batch).rows(range(min(2, len(source))))
-    model.train()(**{name: value.to(device) for name, value in batch.items()})
-    return model
-
-
-def _checkpoints(folder: str | Path | None, known: Sequence, teacher: str) -> Path | None:
-    """This run's checkpoints; they are of one teacher."""
-    if folder is None:
-        return None
-    kept = Path(folder) / hashlib.sha256(repr(known).encode()).hexdigest()[:16]
-    marker = kept / MARKER
-    if marker.is_file() and (was := read_json(marker)["content"]) != teacher:
-        raise TeacherChanged(f"{kept} was trained under a teacher whose files hash to {was[:12]}, now they hash to "
-                             f"{teacher[:12]}; bring the teacher back, or delete the folder to start anew")  # fmt: skip
-    kept.mkdir(parents=True, exist_ok=True)
-    write_json(marker, {"content": teacher})
-    return kept
-
-
-def _labels(start: Start) -> list[str]:
-    """Names of the teacher's classes; [] where its config.json only numbers them."""
-    named = start.config.get("id2label") or {}
-    names = [named[key] for key in sorted(named, key=int)]
-    return [] if all(name == f"LABEL_{place}" for place, name in enumerate(names)) else names
-
-
-def _refuse_other_labels(teacher: Path, count: int, known: Sequence[str], asked: Sequence[str]) -> None:
-    if not known and count != len(asked):
-        raise Rejected(f"{teacher} has {count} classes, the data {len(asked)}; give the data that it was tuned on")
-    if not known or list(known) == list(asked):
-        return
-    if sorted(known) == sorted(asked):
-        raise Rejected(f"{teacher} says its classes in another order ({', '.join(known)}) than the data has them "
-                       f"({', '.join(asked)}): the student would learn wrong ones; tune the teacher again")  # fmt: skip
-    only = [set(known) - set(asked), set(asked) - set(known)]
-    listed = [", ".join(sorted(each)) or "none" for each in only]
-    raise Rejected(f"{teacher} knows {len(known)} classes, the data {len(asked)}: only the teacher has {listed[0]}, "
-                   f"only the data has {listed[1]}; give the data that the teacher was tuned on")  # fmt: skip
-
-
-def _share(student: float, teacher: float) -> float | None:
-    return student / teacher if teacher > 0 else None
-
-
 def _write_curve(folder: Path, stages: Mapping[str, Run]) -> None:
     """curve.csv with the stages on end, and extra/curve.png."""
     rows, before = [], 0
     for name, done in stages.items():
         # A later stage begins with the weights that the one before ended with: that step is told once.
-        told = done.curve if before == 0 else done.curve[1:]
-        rows += [{"stage": name} | row | {"step": row["step"] + before} for row in told]
+        curve = done.curve if before == 0 else done.curve[1:]
+        rows += [{"stage": name} | row | {"step": row["step"] + before} for row in curve]
         before += done.step
     table = pl.DataFrame(rows, infer_schema_length=None)
     table.write_csv(folder / "curve.csv")
@@ -489,10 +310,13 @@ def _write_curve(folder: Path, stages: Mapping[str, Run]) -> None:
     (folder / "extra/curve.png").write_bytes(plots.curves(drawn))
 
 
-def main(address: str, part: str, name: str, teacher: str, data: str, out: str, checkpoints: str) -> None:
-    """python -m tasks.distill params.yaml:distill methods|mixes NAME TEACHER DATA OUT CHECKPOINTS"""
+def main(address: str, part: str, name: str, teacher: str, data: str, out: str, checkpoints: str, cache: str) -> None:
+    """python -m tasks.distill params.yaml:distill PART NAME TEACHER DATA OUT CHECKPOINTS CACHE"""
     use_threads()
-    if not distill(read(address), part, name, teacher, data, out, checkpoints) and not parallel.rank():
+    chosen = read(address)
+    entry = read_entry(chosen, part, name)
+    by = noted(teacher, entry.own["teachers"]) if part == "several" else teacher
+    if not distill(chosen, part, name, by, data, out, checkpoints, cache) and not parallel.rank():
         sys.exit(os.EX_TEMPFAIL)  # stopped early: the flows try again, and it continues
 
 

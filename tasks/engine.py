@@ -242,10 +242,14 @@ def make_optimizer(model: nn.Module, settings: Engine) -> tuple[torch.optim.Opti
     decays = [p for p in trained if p.ndim >= 2 and id(p) not in tables]
     rest = [p for p in trained if p.ndim < 2 or id(p) in tables]
     groups = [{"params": decays, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    if hasattr(own := parallel.inner(model), "parameter_groups"):  # parts that learn at rates of their own
+        groups = own.parameter_groups(settings.lr, settings.weight_decay)
     if settings.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=tuple(settings.betas), eps=1e-8, fused=True)
     else:
         optimizer = torch.optim.Adafactor(groups, lr=settings.lr)
+    if hasattr(own, "hook_optimizer"):  # what acts on gradients after clipping
+        own.hook_optimizer(optimizer)
     size = lambda part: f"{len(part)} tensors ({sum(p.numel() for p in part):,} numbers)"
     return optimizer, (f"{settings.optimizer}: weight decay {settings.weight_decay:g} on {size(decays)}, none on "
                        f"{size(rest)}: norms, biases and embedding tables")  # fmt: skip

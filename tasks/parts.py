@@ -14,7 +14,7 @@ from tasks.command import run
 from tasks.files import digest, write_json
 from tasks.settings import SettingsError, read
 
-__all__ = ["parts"]
+__all__ = ["imported", "keys_of", "parts"]
 
 FOLLOWED = ("models.components", "tasks.processors")  # imports from here count; DVC lists the engine's files itself
 
@@ -39,7 +39,7 @@ def parts(entry: Mapping, name: str, root: Path = Path()) -> dict[str, str]:
         raise SettingsError(f"language.pretrain.{name}: there is no recipe {recipe.stem!r}; there are {known}. A key "
                             f"of your own needs `recipe: <one of them>`")  # fmt: skip
     content = yaml.safe_load(recipe.read_text())
-    words = set(_words(content)) | set(_words(entry)) | {str(content.get("transformers"))}
+    words = set(keys_of(content)) | set(keys_of(entry)) | {str(content.get("transformers"))}
     words.add("pretrained")
     families = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name in words]
     families.append(root / "tasks/processors")
@@ -50,19 +50,19 @@ def parts(entry: Mapping, name: str, root: Path = Path()) -> dict[str, str]:
         path = waiting.pop()
         if path not in found and path.is_file():
             found.add(path)
-            waiting += _imported(path, root)
+            waiting += imported(path, root)
     return {path.relative_to(root).as_posix(): digest(path) for path in sorted(found)}
 
 
-def _words(value) -> Iterator[str]:
+def keys_of(value) -> Iterator[str]:
     """Every key, at any depth."""
     if isinstance(value, Mapping):
         for key, below in value.items():
             yield str(key)
-            yield from _words(below)
+            yield from keys_of(below)
 
 
-def _imported(path: Path, root: Path) -> list[Path]:
+def imported(path: Path, root: Path, followed: tuple[str, ...] = FOLLOWED) -> list[Path]:
     """The files that a file imports; `from a import b` may mean a/b.py or the name b of a.py."""
     modules = []
     for node in ast.walk(ast.parse(path.read_text())):
@@ -70,7 +70,7 @@ def _imported(path: Path, root: Path) -> list[Path]:
             modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             modules += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    places = [root / module.replace(".", "/") for module in modules if module.startswith(FOLLOWED)]
+    places = [root / module.replace(".", "/") for module in modules if module.startswith(followed)]
     return [place.with_suffix(".py") for place in places] + [place / "__init__.py" for place in places]
 
 

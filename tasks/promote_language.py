@@ -134,7 +134,7 @@ def _register(model: str, record: dict, made: Path) -> track.Version:
 
 
 def main(kind: str, name: str, judged: str, made: str, receipt: str) -> None:
-    """python -m tasks.promote_language pretrain|finetune|distill|mix NAME GATE_FOLDER MADE RECEIPT.json"""
+    """python -m tasks.promote_language pretrain|finetune|distill|mix|... NAME GATE_FOLDER MADE RECEIPT.json"""
     done = promote_language(kind, name, Path(judged), Path(made), Path(receipt))
     version = f" version {done['version']}" if "version" in done else ""
     champion = f"champion: version {done['champion']}" if done["champion"] else "no champion yet"

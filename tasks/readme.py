@@ -12,6 +12,12 @@ __all__ = ["fill"]
 FOLDERS = {  # mark in the README -> the files of its table, below the repository
     "methods": "models/recommend/*.py",
     "datasets": "tasks/datasets/*.py",
+    "retrieval": "models/recommend/retrieval/*.py",
+    "session": "models/recommend/session/*.py",
+    "towers": "models/recommend/towers/*.py",
+    "ctr": "models/recommend/ctr/*.py",
+    "rerank": "models/recommend/rerank/*.py",
+    "bandit": "models/recommend/bandit/*.py",
     "embedding": "models/components/embedding/*.py",
     "encoder": "models/components/encoder/*.py",
     "decoder": "models/components/decoder/*.py",
@@ -21,6 +27,9 @@ FOLDERS = {  # mark in the README -> the files of its table, below the repositor
     "kinds": "tasks/kinds/*.py",
     "distill": "models/distill/*.py",
     "teachers": "models/distill/teachers/*.py",
+    "distill_tasks": "models/distill/tasks/*.py",
+    "distill_texts": "models/distill/texts/*.py",
+    "writers": "tasks/writers/*.py",
 }
 SCHEDULES = "models/schedules.py"  # one file, a function each
 

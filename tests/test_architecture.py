@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from models import build, names, summary
+from models import build, method, names, summary
 from models.distill._signals import Shape
+from tasks.curriculum import PARTS, read_entry, stages_of
 from tasks.readme import fill
 from tasks.recipes import read_recipe
 
@@ -92,7 +93,7 @@ def test_transformers_is_known_to_the_converters_only():
 
 def test_mlflow_is_named_in_few_places():
     talks = {file.stem for file in files("tasks") if any(name.split(".")[0] == "mlflow" for name in imports(file))}
-    assert talks <= {"track", "serve", "score", "flavor", "recall"}
+    assert talks <= {"track", "serve", "serve_lists", "score", "flavor", "recall"}
 
 
 def test_every_entry_of_params_builds():
@@ -101,17 +102,20 @@ def test_every_entry_of_params_builds():
         module = import_module(f"tasks.datasets.{name}")
         assert getattr(module, "KIND", None) or module.EVENTS
         assert callable(module.read) and module.expectations()
+    for entry in params["recommenders"]["models"].values():
+        kind, _, name = entry["method"].partition("/")
+        assert method(f"recommend.{kind}", name) and entry["data"] in params["datasets"]
     for name, entry in params["language"]["pretrain"].items():
         assert read_recipe(entry.get("recipe", name), entry.get("size"), entry.get("overrides"))
         assert entry["data"] in params["language"]["tokens"]
     for entry in params["language"]["finetune"].values():
         assert entry["from"] in params["language"]["pretrain"] and entry["data"] in params["datasets"]
     students, shape = params["distill"], Shape(2, 8, 2, 11, 3)
-    told = [(name, entry) for name, entry in students["methods"].items()]
-    told += [pair for mix in students["mixes"].values() for pair in mix.items() if isinstance(pair[1], dict)]
-    for name, entry in told:
-        own = {key: value for key, value in (entry or {}).items() if key not in ("stages", "training", "weight")}
-        assert build("distill", name, shape, shape, **own)
+    for part in PARTS:
+        for name in students[part]:
+            entry = read_entry(students, part, name)
+            taught = [shape] * len(entry.own.get("teachers", [name]))
+            assert stages_of(entry, shape, taught, students["data"].startswith("ingest/"), {})
     assert students["teacher"]["name"] in params["language"][students["teacher"]["from"]]
     backbone = params["recommend"]["backbone"]
     model = build("recommend", backbone["method"], [5, 6], 3, len(backbone["tasks"]), **backbone["settings"])
@@ -153,22 +157,14 @@ def test_one_line_adds_exactly_its_stages():
                 assert key != "recommend", f"{name} reads all of recommend: a new task would re-run it"
 
 
-def test_a_student_depends_on_every_helper_of_its_method():
-    """DVC cannot read imports: what the methods share is listed, or an edit would leave old students."""
+def test_a_student_depends_on_what_it_is_made_of():
+    """DVC cannot read imports: tasks/student_parts.py lists the files, or an edit would leave old students."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    listed, folder = set(stages["distill"]["do"]["deps"]), ROOT / "models/distill"
-    own_loop = {"wid", "on_policy", "minillm", "distillm"}
-    waiting = [folder / f"{name}.py" for name in names("distill") if name not in own_loop]
-    waiting += [folder / "_distillation.py", folder / "_student.py"]
-    seen = set()
-    while waiting:
-        path = waiting.pop()
-        if path not in seen:
-            seen.add(path)
-            helpers = [name for name in imports(path) if name.startswith("models.distill._")]
-            found = [folder / f"{name.split('.')[2]}.py" for name in helpers]
-            assert {f"models/distill/{each.name}" for each in found} <= listed, path
-            waiting += found
+    for name, part in {"distill": "methods", "mix": "mixes", "chain": "chains", "several": "several"}.items():
+        listed = f"artifacts/student_parts/{part}/${{key}}.json"
+        assert listed in stages[name]["do"]["deps"]
+        assert stages[f"parts_{name}"]["do"]["outs"] == [listed]
+        assert {"models/components", "models/distill"} <= set(stages[f"parts_{name}"]["do"]["deps"])
 
 
 def test_no_pickle_and_no_machine_path():

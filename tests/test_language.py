@@ -9,9 +9,9 @@ import sys
 
 import pytest
 import yaml
-from _checkout import DISTILL, LANGUAGE, RECOMMEND, ROOT, Checkout, copied
+from _checkout import ALWAYS, DISTILL, ITEMS, LANGUAGE, RECOMMEND, ROOT, Checkout, copied
 
-STEPS = {kind: [kind, f"gate_{kind}", f"promote_{kind}"] for kind in ("pretrain", "finetune", "distill")}
+STEPS = {kind: [kind, f"gate_{kind}", f"promote_{kind}"] for kind in ("pretrain", "finetune")}
 LOAD = """
 import json, mlflow, transformers
 transformers.logging.set_verbosity_error()
@@ -59,7 +59,7 @@ def stages(kind: str, name: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Checkout:
-    made = copied(tmp_path_factory.mktemp("language") / "rootstock", small, without=RECOMMEND)
+    made = copied(tmp_path_factory.mktemp("language") / "rootstock", small, without=RECOMMEND + ITEMS)
     made.first = made.repro()
     return made
 
@@ -164,30 +164,6 @@ def test_a_closed_gate_keeps_the_champion(checkout):
     assert checkout.champion("language-category") == before
 
 
-def test_one_line_distils_one_student(checkout):
-    teacher = checkout.folder / "artifacts/finetune/category/model/model.safetensors"
-    before = teacher.read_bytes()
-    checkout.params(lambda p: p["distill"]["methods"].update(pkd={}))
-    assert checkout.stale() == stages("distill", "pkd")
-    assert set(checkout.repro()) == stages("distill", "pkd")
-    assert teacher.read_bytes() == before
-    assert checkout.champion("distill-pkd") == 1
-    code = "from tasks import track; print(track.by_alias('distill-pkd', 'champion').tags['teacher'])"
-    told = subprocess.run([sys.executable, "-c", code], cwd=checkout.folder, env=checkout.environment, text=True,
-                          check=True, stdout=subprocess.PIPE).stdout  # fmt: skip
-    assert told.split()[-1] == f"models:/language-category/{checkout.champion('language-category')}"
-    method, other = (checkout.folder / f"models/distill/{name}.py" for name in ("pkd", "kd"))
-    texts = {path: path.read_text() for path in (method, other)}
-    other.write_text(texts[other] + "\n# another word\n")
-    assert checkout.stale() == set()
-    method.write_text(texts[method] + "\n# another word\n")
-    assert checkout.stale() == {"distill@pkd"}
-    for path, text in texts.items():
-        path.write_text(text)
-    checkout.params(lambda p: p["distill"]["methods"].pop("pkd"))
-    assert checkout.repro() == []
-
-
 def test_a_recipe_that_is_not_there_is_refused_before_any_training(checkout):
     checkout.params(lambda p: p["language"]["pretrain"].update(brt={"size": "nano", "data": "corpora", "length": 48}))
     assert checkout.repro(fails=True) == ["parts@brt"]
@@ -200,7 +176,7 @@ def test_a_recipe_that_is_not_there_is_refused_before_any_training(checkout):
 def test_language_and_recommender_read_nothing_of_each_other():
     """The graph itself: no path and no parameter in common but raw data and what reads those."""
     graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert set(graph) == {"guard", "registry", "fetch", "ingest", *RECOMMEND, *LANGUAGE, *DISTILL}
+    assert set(graph) == {*ALWAYS, "fetch", "ingest", *RECOMMEND, *ITEMS, *LANGUAGE, *DISTILL}
 
     def reads(name: str) -> tuple[set[str], set[str]]:
         stage = graph[name].get("do", graph[name])
@@ -217,7 +193,7 @@ def test_language_and_recommender_read_nothing_of_each_other():
             paths, keys = reads(name)
             assert not paths & made, name
             assert all(key.startswith(own) for key in keys), name
-    taught = {path for name in ("distill", "mix") for path in makes(name)}
+    taught = {path for name in ("distill", "mix", "chain", "several") for path in makes(name)}
     for name in (*LANGUAGE, *RECOMMEND):  # students read language models, and nothing reads students
         assert not reads(name)[0] & taught, name
     per_key = {"parts": "pretrain", "pretrain": "pretrain", "finetune": "finetune"}

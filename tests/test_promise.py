@@ -11,7 +11,7 @@ import time
 
 import pytest
 import yaml
-from _checkout import DISTILL, LANGUAGE, Checkout, copied
+from _checkout import ALWAYS, DISTILL, ITEMS, LANGUAGE, Checkout, copied
 
 SMALL = {"rows": 24000, "epochs": 1, "head_epochs": 6}
 TASK = "{given: \"event_id = 'item_view'\", positive: \"event_id = 'offer_make'\", within: session}"
@@ -29,6 +29,18 @@ def fetch(out, source, rows, seed):
 """
 
 
+REGISTER = """
+import sys, tempfile
+from pathlib import Path
+sys.path.insert(0, "tests/tasks")
+from _reader import write_reader
+from tasks import flavor, track
+folder = write_reader(Path(tempfile.mkdtemp()) / "model", seed={seed})
+run = track.log_run("test", params={{}}, metrics={{}})
+track.set_alias(track.register_folder(run, track.LISTINGS, folder, {{}}, {{"content_sha256": flavor.content(folder)}}), "champion")
+"""  # noqa: E501
+
+
 def smaller(params: dict) -> None:
     params["datasets"] = {"sample": params["datasets"]["sample"] | {"rows": SMALL["rows"]}}
     recommend = params["recommend"]
@@ -40,7 +52,7 @@ def smaller(params: dict) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Checkout:
-    made = copied(tmp_path_factory.mktemp("promise") / "rootstock", smaller, without=LANGUAGE + DISTILL)
+    made = copied(tmp_path_factory.mktemp("promise") / "rootstock", smaller, without=ITEMS + LANGUAGE + DISTILL)
     made.first = made.repro()
     return made
 
@@ -48,7 +60,7 @@ def checkout(tmp_path_factory) -> Checkout:
 def test_fresh_checkout_builds_everything(checkout):
     assert sorted(checkout.first) == [
         "backbone", "features", "fetch@sample", "gate@add_later", "gate_backbone", "ingest@sample", "promote@add_later",
-        "promote_backbone", "prompt@add_later",
+        "promote_backbone", "prompt@add_later", "vectors",
     ]  # fmt: skip
     assert checkout.champion("recommend-backbone") == 1
     assert checkout.champion("recommend-add_later") == 1
@@ -74,7 +86,7 @@ def test_one_line_runs_only_its_stages(checkout):
     assert proof["old_predictions_off_training"] == 0
     assert proof["backbone_gradients"] == 0
     units = [line.split()[0] for line in proof["stages_before"]]
-    assert set(units) <= {"guard", "registry", "tune_prompt"}
+    assert set(units) <= {*ALWAYS, "tune_prompt"}
     assert units.count("tune_prompt") == 1
 
 
@@ -162,6 +174,41 @@ def test_a_pickle_in_an_artefact_folder_is_never_opened(checkout):
     bomb.unlink()
     checkout.repro()
     assert checkout.champion("recommend-backbone") == 1
+
+
+def test_a_moved_encoder_retrains_the_backbone_and_a_new_task_still_does_not(checkout):
+    def crown(seed: int) -> None:
+        code = REGISTER.format(seed=seed)
+        subprocess.run([sys.executable, "-c", code], cwd=checkout.folder, env=checkout.environment, check=True)
+
+    def weights() -> bytes:
+        return (checkout.folder / "artifacts/backbone/model.safetensors").read_bytes()
+
+    blind, asked = weights(), {"encoder": "models:/listing-encoder@champion", "width": 4}
+    checkout.params(lambda p: p["recommend"]["backbone"].update(text=asked))
+    checkout.repro("backbone", fails=True)
+    assert "listing-encoder has no champion" in checkout.said
+    assert "Traceback" not in checkout.said
+    crown(1)
+    assert checkout.repro("backbone") == ["vectors", "backbone"]
+    first = weights()
+    assert first != blind
+    crown(1)  # the same bytes under a new number
+    assert checkout.repro("backbone") == []
+    crown(2)
+    assert checkout.repro("backbone") == ["vectors", "backbone"]
+    second = weights()
+    assert second != first
+    checkout.params(lambda p: p["recommend"]["tasks"].update(offer_make=yaml.safe_load(TASK)))
+    assert checkout.repro("prompt@offer_make") == ["prompt@offer_make"]
+    proof = checkout.json("artifacts/prompt/offer_make/proof.json")
+    assert proof["backbone_unchanged"] and proof["old_predictions_equal"]
+    assert weights() == second
+    checkout.params(lambda p: (p["recommend"]["tasks"].pop("offer_make"), p["recommend"]["backbone"].update(text=None)))
+    checkout("dvc", "repro")
+    checkout("tasks.prune")
+    assert weights() == blind
+    assert checkout.repro() == []
 
 
 def test_killed_dvc_is_healed_by_the_next_run(checkout):

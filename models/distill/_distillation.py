@@ -3,7 +3,8 @@
     L = r objective(student, teacher),   r = rows of this batch / rows of the whole step
 
 Nothing is run that nobody asked for: no vocabulary, no head, and no teacher where only gold labels count. The teacher
-is frozen and no part of the state; learned maps are, beside the student.
+is frozen and no part of the state; learned maps are, beside the student. It may also be away: then batches carry what
+it said, see models/distill/_kept.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,13 @@ from models.components._loss import IGNORED
 from models.components._model import Model
 from models.components._rows import Rows
 from models.distill._hooks import edits_of, inside, watch
+from models.distill._kept import BORROWED, FIELD, Kept
 from models.distill._objective import Objective
 from models.distill._rows import halves, twice
 from models.distill._signals import LISTS, Method, Signals
 from models.distill._words import Words
 
-__all__ = ["Distillation", "Gold"]
+__all__ = ["Distillation", "Gold", "in_type", "see"]
 
 NAMES = {"task": "cls", "logits": ("mlm", "lm")}  # signals that a target of the model gives
 
@@ -50,25 +52,29 @@ class Distillation(nn.Module):
         student: trained, with the objective's own parameters.
         teacher: frozen here and put into evaluation mode; None where the objective asks for gold labels alone.
         objective: its step is set by the batches' field `step`, so that a resumed run is where it was.
+        kept: reads what a teacher said from the batch (`Kept`); then `teacher` is None.
 
     Raises:
-        LookupError: a model does not give a signal that the objective asks for.
+        LookupError: a model does not give a signal that the objective asks for, or none was kept.
         ValueError: word predictions of two vocabularies.
     """
 
-    def __init__(self, student: Model, teacher: Model | None, objective: Objective):
+    def __init__(self, student: Model, teacher: Model | None, objective: Objective, kept: Kept | None = None):
         super().__init__()
-        self.student, self.objective = student, objective
+        self.student, self.objective, self.kept = student, objective, kept
         if teacher is not None:
             teacher.eval().requires_grad_(False)
         self._teacher = (teacher,)  # in a tuple: no part of the state
         wanted = objective.needs()
         self._refuse_absent(student, "student", wanted["student"])
+        if kept is not None:
+            kept.refuse_missing(wanted["teacher"])
+            self._refuse_unkept(teacher)
         if teacher is not None:
             self._refuse_absent(
                 teacher, "teacher", {name: of for name, of in wanted["teacher"].items() if name != "hard"}
             )
-            self._refuse_vocabularies(wanted["student"])
+        self._refuse_vocabularies(wanted["student"])
 
     @property
     def teacher(self) -> Model | None:
@@ -109,6 +115,7 @@ class Distillation(nn.Module):
         wanted = self.objective.needs()
         edits = self._edits(wanted)
         told = self._teach(wanted["teacher"], batch, edits)
+        batch = {name: value for name, value in batch.items() if not name.startswith(FIELD)}
         perturbing = [m for m in self.objective.methods.values() if getattr(m, "perturbed", False) and edits]
         for method in perturbing:
             method.perturb(self.objective(self._show(wanted, batch, edits, counts, share), told)[0])
@@ -125,10 +132,14 @@ class Distillation(nn.Module):
     def _teach(self, wanted: Mapping[str, Sequence[int]], batch: Mapping[str, Tensor], edits: Mapping) -> Signals:
         """What the teacher shows, in the student's floating type."""
         asked = {name: layers for name, layers in wanted.items() if name not in ("hard", "spans")}
-        if self.teacher is None or not asked:
+        if not asked or (self.teacher is None and self.kept is None):
             return Signals(batch["mask"])
-        seen = see(self.teacher, asked, batch, edits_of(edits, "teacher"))
-        return _as(seen, next(self.student.parameters()).dtype)
+        if self.kept is not None:
+            self.kept.refuse_missing(asked)
+            seen = self.kept.signals(batch)
+        else:
+            seen = see(self.teacher, asked, batch, edits_of(edits, "teacher"))
+        return in_type(seen, next(self.student.parameters()).dtype)
 
     def _show(self, wanted: Mapping, batch: Mapping[str, Tensor], edits: Mapping, counts: Mapping, share: Tensor):
         own, lender = edits_of(edits, "student"), self.teacher
@@ -144,10 +155,24 @@ class Distillation(nn.Module):
                     f"{', '.join(model.targets)}; take a {who} with {' or '.join(sorted(known))}, or another stage"
                 )
 
+    def _refuse_unkept(self, teacher: Model | None) -> None:
+        if teacher is not None:
+            raise ValueError("a live teacher and one that was kept: give Distillation one of them")
+        if places := sorted(p for p in self.objective.edits() if p.startswith(BORROWED)):
+            raise LookupError(f"{', '.join(self.objective.methods)} acts inside the teacher or runs its layers "
+                              f"({', '.join(places)}), which are not there; use a live teacher")  # fmt: skip
+        fewer = [name for name, m in self.objective.methods.items() if getattr(m, "keep", None) is not None]
+        if fewer and "logits" in self.objective.needs()["teacher"]:
+            raise LookupError(f"{', '.join(fewer)} leaves words out, but of the teacher only its most likely words "
+                              f"were kept, whichever they are; use a live teacher")  # fmt: skip
+
     def _refuse_vocabularies(self, wanted: Mapping) -> None:
+        if self.teacher is None and self.kept is None:
+            return
         if "logits" not in wanted or any(getattr(m, "keep", None) is not None for m in self.objective.methods.values()):
             return
-        ours, theirs = (_words(model).head.out_features for model in (self.student, self.teacher))
+        ours = _words(self.student).head.out_features
+        theirs = self.kept.vocabulary if self.teacher is None else _words(self.teacher).head.out_features
         if ours != theirs:
             raise ValueError(f"the student knows {ours} words and the teacher {theirs}: their predictions cannot be "
                              f"compared; give both one tokenizer")  # fmt: skip
@@ -209,14 +234,14 @@ def _words(model: Model) -> nn.Module:
     return next(model.targets[name] for name in NAMES["logits"] if name in model.targets)
 
 
-def _as(signals: Signals, dtype: torch.dtype) -> Signals:
+def in_type(signals: Signals, dtype: torch.dtype) -> Signals:
     """Signals in another floating type; scores keep what stands for the impossible."""
 
     def cast(value):
         if isinstance(value, Tensor):
             return value.to(dtype) if value.is_floating_point() else value
         if isinstance(value, Signals):
-            return _as(value, dtype)
+            return in_type(value, dtype)
         return value
 
     changed = {}

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from models.distill._divergence import Divergence, word_divergence
 from models.distill._signals import Shape
+from models.distill._step import weight
 from models.distill._words import TopK, Words
 
 __all__ = [
@@ -118,18 +119,19 @@ def token_kl(student: Tensor | Words, teacher: Tensor | Words | TopK, mask: Tens
     Where either side is not a tensor, no more than a chunk of the student's logits is formed, and only it learns.
     """
     if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
-        return word_divergence(student[mask], teacher[mask], Divergence(temperature=temperature))
-    return _mean(kl(student[mask], teacher[mask], temperature))
+        total = word_divergence(student[mask], teacher[mask], Divergence(temperature=temperature))
+        return total * weight(mask)
+    return _mean(kl(student[mask], teacher[mask], temperature), mask)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over the real tokens of (B, T, ...) values; 0 where there is none."""
-    return _mean(values[mask])
+    return _mean(values[mask], mask)
 
 
 def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Mean squared difference of (B, T, D) states over real tokens and features; 0 where there is no token."""
-    return _mean((wide(student[mask]) - wide(teacher[mask])).square())
+    return _mean((wide(student[mask]) - wide(teacher[mask])).square(), mask)
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -142,5 +144,6 @@ def mask_scores(scores_BHTT: Tensor, mask_BT: Tensor) -> Tensor:
     return scores_BHTT.masked_fill(~mask_BT[:, None, None, :], torch.finfo(scores_BHTT.dtype).min)
 
 
-def _mean(values: Tensor) -> Tensor:
-    return values.mean() if values.numel() else values.sum()
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Of what stands at the real places of a mask, which may be part of a larger step's."""
+    return values.mean() * weight(mask) if values.numel() else values.sum()

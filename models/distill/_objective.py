@@ -1,12 +1,13 @@
-"""Several methods as one loss: a weighted sum of their soft parts, and the hard loss once."""
+"""Several methods as one loss: a weighted sum of their soft parts, and the hard loss once; also of several teachers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from models.distill._signals import Method, Signals
+from models.distill._signals import Method, Shape, Signals
 
-__all__ = ["Objective"]
+__all__ = ["Council", "Mix", "Objective"]
 
 
 class Objective(nn.Module):
@@ -49,6 +50,11 @@ class Objective(nn.Module):
                 for signal in set(method.needs) | set(layers[side]):
                     wanted[side].setdefault(signal, set()).update(layers[side].get(signal, []))
         return {side: {name: sorted(kept) for name, kept in signals.items()} for side, signals in wanted.items()}
+
+    @property
+    def uncut(self) -> bool:
+        """Whether a step must be one batch, see Method."""
+        return any(method.uncut for method in self.methods.values())
 
     def edits(self) -> dict[str, object]:
         """What methods do inside the forward pass, by place."""
@@ -93,3 +99,63 @@ class Objective(nn.Module):
         if rivals := {place: names for place, names in by_place.items() if len(names) > 1}:
             said = "; ".join(f"{' and '.join(names)} both change {place}" for place, names in rivals.items())
             raise ValueError(f"methods that act inside the same place of the forward pass cannot be mixed: {said}")
+
+
+class Mix(Method):
+    """A mix as one method: what a combiner of teachers calls for each of them. Its gold labels are the combiner's.
+
+    Args:
+        methods, weights: see Objective.
+    """
+
+    def __init__(self, student: Shape, teacher: Shape, methods: Mapping[str, Method], weights: Mapping[str, float]):
+        super().__init__(student, teacher)
+        self.parts = Objective(methods, weights, hard=0.0)
+        self.needs = tuple(sorted({name for method in methods.values() for name in method.needs}))
+        self.uncut = self.parts.uncut
+
+    def layers(self) -> dict[str, dict[str, list[int]]]:
+        return {who: {name: at for name, at in wanted.items() if at} for who, wanted in self.parts.needs().items()}
+
+    def edits(self) -> Mapping[str, object]:
+        return self.parts.edits()
+
+    def set_total(self, steps: int, epochs: int = 1) -> None:
+        super().set_total(steps, epochs)
+        self.parts.set_total(steps, epochs)
+
+    def forward(self, student: Signals, teacher: Signals) -> Tensor:
+        return self.parts(student, teacher)[0]
+
+
+class Council(Objective):
+    """One way of combining teachers (models/distill/teachers) in the place of the methods.
+
+    Args:
+        name: of the combiner, in what is told.
+        combiner: a Several.
+        hard: see Objective.
+    """
+
+    def __init__(self, name: str, combiner: Method, hard: float | None = None):
+        super().__init__({name: combiner}, hard=hard)
+
+    @property
+    def combiner(self) -> Method:
+        """The only one of its methods."""
+        (combiner,) = self.methods.values()
+        return combiner
+
+    def needs(self) -> dict[str, Any]:
+        """{"student": as of Objective, "teacher": a list, one such mapping for each teacher}."""
+        layers, read = self.combiner.layers(), set(self.combiner.needs)
+        asked = lambda names, of: {name: of.get(name, []) for name in sorted(names | set(of))}
+        theirs = read if self.combiner.teacher_reads_hard else read - {"hard"}
+        return {
+            "student": asked(read, layers["student"]),
+            "teacher": [asked(theirs, of) for of in layers["teachers"]],
+        }
+
+    def forward(self, student: Signals, teacher: Sequence[Signals]) -> tuple[Tensor, dict[str, Tensor]]:
+        """See Objective; `teacher` are the signals of all teachers, in their order."""
+        return super().forward(student, teacher)

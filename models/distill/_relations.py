@@ -5,6 +5,7 @@ from torch import Tensor
 
 from models.distill._maths import score_kl, wide
 from models.distill._signals import Shape
+from models.distill._step import weight
 
 __all__ = ["divergence", "relation", "split", "teacher_layer"]
 
@@ -26,7 +27,7 @@ def divergence(student_BHTT: Tensor, teacher_BHTT: Tensor, mask_BT: Tensor) -> T
     """KL(teacher || student) of softmaxed scores, averaged over heads and real places; 0 where there is none."""
     kl_BHT = score_kl(student_BHTT, teacher_BHTT)
     kept = kl_BHT.mean(1)[mask_BT]
-    return kept.mean() if kept.numel() else kept.sum()
+    return kept.mean() * weight(mask_BT) if kept.numel() else kept.sum()
 
 
 def split(x_BHTK: Tensor, heads: int) -> Tensor:

@@ -195,6 +195,7 @@ class SequenceMethod(Method):
     """
 
     needs = ("logits",)
+    uncut = True  # whose text a step learns on, and its chances, are drawn for the step
 
     def __init__(self, student: Shape, teacher: Shape, which: Divergence, how: Sampling, words: int | None):
         super().__init__(student, teacher)

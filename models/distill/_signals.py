@@ -71,6 +71,7 @@ class Method(nn.Module):
 
     needs: tuple[str, ...] = ()
     stages: tuple[str, ...] = ("distill",)
+    uncut = False  # whether a step must be one batch: rows are compared, or what is averaged is neither rows nor tokens
     step: Tensor
     total: Tensor
     epochs: Tensor

@@ -33,6 +33,7 @@ class CKD(Method):
     """
 
     needs = ("task", "hard", "hidden", "embedding")
+    uncut = True
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class DIITO(Method):
     """
 
     needs = ("logits", "hidden", "hard", "edited")
+    uncut = True
 
     def __init__(
         self,

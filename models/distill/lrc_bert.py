@@ -37,6 +37,8 @@ class LRCBERT(Method):
 
     stages = ("inner", "all")
 
+    uncut = True
+
     def __init__(
         self,
         student: Shape,

@@ -65,6 +65,7 @@ class MGSKD(Method):
         self.token, self.span, self.sample, self.lower = token, span, sample, lower
         self.heads, self.anchors, self.neighbours = heads, anchors, neighbours
         self.needs = ("task",) if self.stage == "logits" else ("hidden", "embedding", *(("spans",) if span else ()))
+        self.uncut = self.stage != "logits"
         self.map = [0, *layer_map(student.layers, teacher.layers)]
 
     def layers(self) -> dict[str, dict[str, list[int]]]:

@@ -2,71 +2,42 @@
 
 import math
 
-import _tuned
+import _taught
 import polars as pl
 import pytest
 import torch
+from _taught import TRAINING
 
 from models import build, names
-from models.components import pretrained
 from models.components._model import assemble
 from models.distill._distillation import Distillation, Gold
 from models.distill._objective import Objective
 from models.distill._student import new_student, shape_of, student_recipe
-from tasks import distill as module
-from tasks.distill import Stepped, TeacherChanged, distill
+from tasks.curriculum import read_entry, stages_of
+from tasks.distill import Stepped, TeacherChanged
 from tasks.files import digest, read_json, write_json
-from tasks.finetune import finetune
 from tasks.kinds._kind import Rejected
-from tasks.pretrain import pretrain
 from tasks.settings import SettingsError
 from tasks.tokenizer import TokenizerError, make_tokenizer
 from tasks.tokens import tokens
 
-DEEP = {"layers": 3, "heads": 2, "inner": 64}
 SETTINGS = {"minilmv2": {"relation_heads": 4}, "mgskd": {"span": 0, "heads": 4}}
 OF_TEXT = {"distilbert", "diito"}  # they compare words
 OWN_LOOP = {"on_policy", "minillm", "distillm", "wid"}
 GOLD_LAST = {"minilm", "minilmv2"}  # they only look inside
 STAGES = {"tinybert": ["inner", "logits"], "mgskd": ["inner", "logits"], "annealing_kd": ["soft", "hard"],
           "universal_kd": ["soft", "hard"], "lrc_bert": ["inner", "all"], "glmd": ["labels"]}  # fmt: skip
-TRAINING = {"steps": 2, "batch": 8, "lr": 2.0e-3, "seed": 3}
 OUT = {"model", "recipe.json", "run.json", "metrics.json", "curve.csv", "extra"}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """teacher/ of three layers on rows/, and of two layers writer/ on tokens/."""
-    root = tmp_path_factory.mktemp("distilled")
-    (root / "bert").mkdir()
-    size = _tuned.write_tokenizer(root / "bert")
-    recipe = _tuned.RECIPES["bert"] | {"vocabulary": size, "encoder": {"transformer": DEEP}}
-    torch.manual_seed(0)
-    pretrained.save(assemble(recipe), recipe, root / "bert", "bert", {"pad_token_id": 0})
-    _tuned.write_examples(root / "rows", "category")
-    chosen = {"kind": "classification", "length": 32, "training": {"epochs": 15, "batch": 32, "lr": 5.0e-3}}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setattr("tasks.slots.FOLDER", root / "slots")
-        finetune("category", chosen, root / "rows", root / "bert", root / "teacher", None)
-        write_text(root)
-    return root
-
-
-def write_text(root):
-    ingest = root / "ingest"
-    (ingest / "rows").mkdir(parents=True)
-    words = ["red", "green", "small", "large", "wooden", "chair", "table", "lamp", "sold", "new", "used", "with"]
-    draw = torch.Generator().manual_seed(1)
-    sentence = lambda: " ".join(words[i] for i in torch.randint(len(words), (7,), generator=draw).tolist())
-    for split, count in (("train", 40), ("heldout", 12)):
-        texts = [[sentence() for _ in range(4)] for _ in range(count)]
-        pl.DataFrame({"sentences": texts}).write_parquet(ingest / "rows" / f"{split}.parquet")
-    write_json(ingest / "manifest.json", {"kind": "documents", "digest": "x", "rows": {"train": 40, "heldout": 12}})
-    make_tokenizer({"kind": "wordpiece", "vocabulary": 80}, [ingest], root / "tokenizer")
-    tokens(root / "tokenizer", ingest, root / "tokens")
-    run = {"size": "nano", "data": "made", "length": 32, "training": {"steps": 3, "batch": 8, "evaluate_rows": 8}}
-    pretrain({"pretrain": {"bert": run}}, "bert", root / "tokens", root / "tokenizer", root / "writer", root / "kept")
+    with _taught.place(tmp_path_factory.mktemp("distilled")) as root:
+        _taught.classifier(root, "teacher")
+        _taught.write_text(root)
+        _taught.writer(root, "writer", "bert")
+        return root
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +48,7 @@ def _here(tmp_path, monkeypatch):
 
 def go(made, name, out, part="methods", entry=None, checkpoints=None, teacher="teacher", data="rows", **more):
     entry = SETTINGS.get(name, {}) if entry is None else entry
-    chosen = {"student": {"layers": 2}, "length": 32, "training": TRAINING, part: {name: entry}, **more}
-    return distill(chosen, part, name, made / teacher, made / data, out, checkpoints)
+    return _taught.go(made, name, out, part, entry, checkpoints, teacher, data, **more)
 
 
 def go_text(made, name, out, **more):
@@ -128,7 +98,9 @@ def test_a_mix_names_its_methods_and_weighs_them(made, tmp_path):
     go(made, "both", out := tmp_path / "out", "mixes", entry)
     curve = pl.read_csv(out / "curve.csv")
     assert {"minilm", "kd", "hard"} <= set(curve.columns)
-    [stage] = module._stages("both", "mixes", entry, (shape_of(teacher().recipe),) * 2, True, {})
+    shape = shape_of(teacher().recipe)
+    read = read_entry({"student": {"layers": 2}, "mixes": {"both": entry}}, "mixes", "both")
+    [stage] = stages_of(read, shape, [shape], True, {})
     assert stage.objective.weights == {"minilm": 1.0, "kd": 0.5} and stage.objective.hard_weight() == 0.25
 
 
@@ -329,8 +301,8 @@ def test_a_cut_is_the_leading_part():
 
 
 @pytest.mark.parametrize("name", sorted(OWN_LOOP))
-def test_methods_with_a_loop_of_their_own_are_refused(made, tmp_path, name):
-    with pytest.raises(SettingsError, match=f"{name} .* needs a loop of its own"):
+def test_methods_of_running_text_are_refused_on_rows(made, tmp_path, name):
+    with pytest.raises(SettingsError, match=f"{name} .* on running text, but the data are labelled rows"):
         go(made, name, tmp_path / "out")
 
 
@@ -350,6 +322,12 @@ def test_methods_with_a_loop_of_their_own_are_refused(made, tmp_path, name):
         ("mgskd", {"entry": {"heads": 4}}, ValueError, "set span: 0"),
         ("theseus", {"precision": "bfloat16"}, SettingsError, "set precision: float32"),
         ("kd", {"entry": {"tau": 3}}, TypeError, "temperature"),
+        ("kd", {"entry": {"temperature": 0}}, ValueError, "a temperature divides logits and must be above 0"),
+        ("minilm", {"student": {"layers": 2, "heads": 1}}, ValueError, "student has 1 heads and the teacher 2"),
+        ("kd", {"entry": {"student": {"layers": 4}}}, ValueError, "to have 4 layers, the teacher has 3"),
+        ("glmd", {"entry": {"vocabulary": {"ratio": 0.5}}}, SettingsError, "a smaller vocabulary is chosen on running"),
+        ("kd", {"entry": {"prompt": 4}}, SettingsError, "has prompt, but writes no texts"),
+        ("kd", {"entry": {"teachers": ["a"]}}, SettingsError, "has teachers, which methods do not have"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(made, tmp_path, name, more, error, words):

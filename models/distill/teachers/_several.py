@@ -63,6 +63,7 @@ class Several(Method):
         self.methods = nn.ModuleList(_one(method, student, shape) for shape in teachers)
         self.shapes = tuple(teachers)
         self.needs = tuple(sorted({name for one in self.methods for name in one.needs} | set(reads)))
+        self.uncut = any(one.uncut for one in self.methods)
         if all(one.needs == ("hard",) for one in self.methods):
             raise ValueError(f"{method} compares nothing with a teacher, so several cannot be combined under it")
         self._refuse_other_tasks()

@@ -40,6 +40,7 @@ class MTBERT(Several):
     ):
         super().__init__(student, teachers, method, ("hard", "hidden") if hidden else ("hard",))
         self.hidden, self.hard = hidden, hard
+        self.uncut |= any(not set(one.needs) <= {"task", "hard"} for one in self.methods)  # each row is a batch
         if hidden:
             self.maps = [layer_map(student.layers, shape.layers) for shape in teachers]
             self.project = nn.ModuleList(new_map(shape.width, student.width, bias=False) for shape in teachers)

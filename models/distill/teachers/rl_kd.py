@@ -53,6 +53,7 @@ class RLKD(Several):
         super().__init__(student, teachers, method, ("hard", "task") if stage == "policy" else ("hard",))
         if reward not in (1, 2):
             raise ValueError(f"there are rewards 1 and 2, not {reward}")
+        self.uncut |= stage == "policy"  # it draws for a batch, and is rewarded by the next one
         self.alpha, self.reward, self.encoder = check_share("alpha", alpha), reward, encoder
         self.stage = stage
         self.teacher_reads_hard = self.stage == "policy"

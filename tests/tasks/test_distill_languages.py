@@ -1,0 +1,162 @@
+"""A model learns a new language: what it remembers, from which inputs, how far it moves, resume, real pairs."""
+
+import _tuned
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tasks import distill_languages as module
+from tasks.distill_languages import distill_languages
+from tasks.files import read_json
+from tasks.finetune import finetune
+from tasks.kinds._kind import Rejected
+from tasks.settings import SettingsError
+
+TRAINING = {"steps": 10, "batch": 8, "lr": 2.0e-3, "evaluate_steps": 5, "seed": 3}
+SETTINGS = {"longest": 8}
+
+
+def rows(tag, count=40, shift=0):
+    """A made-up language pair: the colours and things of a listing, `tag` says in which order."""
+    colours, things = ["red", "green", "blue", "black"], ["lamp", "chair", "table", "shirt"]
+    made = []
+    for n in range(count):
+        said = [colours[(n + shift) % 4], things[(n // 4) % 4]]
+        made.append({"text": f"{tag} a {said[0]} {said[1]} {n}".strip(), "second": None, "label": " ".join(said[::-1]),
+                     "split": "dev" if n % 5 == 4 else "train"})  # fmt: skip
+    return pl.DataFrame(made, schema_overrides={"second": pl.String})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """t5/, old/ tuned on the tag "old", new/ rows without a tag, heldout/old, and back/ for the way back."""
+    root = tmp_path_factory.mktemp("languages")
+    (root / "t5").mkdir()
+    _tuned.write_model(root / "t5", "t5")
+    _tuned.write_rows(root / "first", rows("old"))
+    _tuned.write_rows(root / "new", rows("", shift=1).with_columns(pl.col("label") + " too"))
+    _tuned.write_rows(root / "heldout/old", rows("", count=20, shift=2))
+    told = {"kind": "generation", "length": 32, "settings": SETTINGS,
+            "training": {"steps": 100, "batch": 16, "lr": 3.0e-2, "evaluate_steps": 50}}  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr("tasks.slots.FOLDER", root / "slots")
+        finetune("old", told, root / "first", root / "t5", root / "old", None)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tasks.slots.FOLDER", tmp_path / "slots")
+
+
+def go(made, out, checkpoints=None, **more):
+    chosen = {"new": "new", "old": ["old"], "length": 32, "settings": SETTINGS, "training": TRAINING, **more}
+    return distill_languages("more", chosen, made / "old", made / "new", out, checkpoints, made / "heldout")
+
+
+@pytest.mark.parametrize("level", ["words", "text"])
+def test_one_to_many(made, tmp_path, level):
+    metrics = go(made, out := tmp_path / "out", method={"level": level})
+    assert metrics["export"]["equal"] and metrics["export"]["class"] == "T5ForConditionalGeneration"
+    kept = pl.read_parquet(out / "remembered.parquet")
+    train = pl.read_parquet(made / "new/rows/train.parquet")
+    assert set(kept["text"]) <= {f"old {text}" for text in train["text"]} and (kept["label"] != "").all()
+    about, curve = read_json(out / "run.json"), pl.read_csv(out / "curve.csv")
+    assert about["remembered"] == len(kept) and about["dropped"] == len(train) - len(kept)
+    assert {"new", "kept", "heldout_loss"} <= set(curve.columns) and "chrf" in metrics["dev"]
+    assert metrics["old"]["old"]["kl"] >= 0 and metrics["old"]["old"]["before"] > 0
+
+
+def test_what_is_remembered_moves_less(made, tmp_path):
+    training = TRAINING | {"steps": 40, "patience": None}
+    plain = go(made, tmp_path / "plain", method={"weight": 0.0}, training=training)
+    kept = go(made, tmp_path / "kept", method={"weight": 2.0}, training=training)
+    assert kept["old"]["old"]["kl"] < 0.7 * plain["old"]["old"]["kl"]
+    assert kept["old"]["old"]["after"] < plain["old"]["old"]["after"]
+    assert kept["old"]["old"]["before"] == pytest.approx(plain["old"]["old"]["before"])
+
+
+def test_many_to_one_by_pseudo_input(made, tmp_path):
+    (tmp_path / "words.tsv").write_text("red\tgreen\nlamp\tchair\nA\tthe\n")
+    go(made, tmp_path / "out", inputs="pseudo", dictionary=str(tmp_path / "words.tsv"))
+    kept = pl.read_parquet(tmp_path / "out/remembered.parquet")
+    assert kept["text"].str.starts_with("old the ").all() and not kept["text"].str.contains(r"\b(red|lamp)\b").any()
+    (tmp_path / "words.tsv").write_text("rouge\tred\n")
+    with pytest.raises(Rejected, match="none of the words"):
+        go(made, tmp_path / "x", inputs="pseudo", dictionary=str(tmp_path / "words.tsv"))
+
+
+def test_many_to_one_by_a_reverse_teacher(made, tmp_path):
+    go(made, tmp_path / "out", inputs="reverse", reverse=str(made / "old"))
+    kept = pl.read_parquet(tmp_path / "out/remembered.parquet")
+    train = pl.read_parquet(made / "new/rows/train.parquet")
+    assert len(kept) > 0 and not set(kept["text"]) & {f"old {text}" for text in train["text"]}
+    assert kept["text"].str.starts_with("old ").all()
+
+
+def test_a_stopped_run_continues_bit_for_bit(made, tmp_path, monkeypatch):
+    last = TRAINING | {"patience": None}  # its last weights: the best may be those before any step
+    go(made, tmp_path / "whole", training=last)
+    real, seen = module.run, []
+
+    def dies(learner, source, settings, *rest):
+        rows = source.rows
+
+        def until(indices):
+            if indices[0] // settings.batch == 7:
+                raise KeyboardInterrupt
+            return rows(indices)
+
+        monkeypatch.setattr(source, "rows", until)
+        return real(learner, source, settings, *rest)
+
+    short = last | {"checkpoint_steps": 4}
+    monkeypatch.setattr(module, "run", dies)
+    with pytest.raises(KeyboardInterrupt):
+        go(made, tmp_path / "cut", tmp_path / "kept", training=short)
+    monkeypatch.setattr(module, "run", lambda *given: seen.append(real(*given)) or seen[-1])
+    go(made, tmp_path / "cut", tmp_path / "kept", training=short)
+    assert seen[0].resumed_at == 4 and not (tmp_path / "kept").exists()
+    one, other = (load_file(tmp_path / f"{run}/model/model.safetensors") for run in ("whole", "cut"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_what_cannot_work(made, tmp_path):
+    for more, words in (
+        ({"old": []}, "needs old"),
+        ({"old": "old"}, "needs old"),
+        ({"new": "old"}, "is both new and old"),
+        ({"inputs": "old"}, "inputs is one of new, pseudo, reverse"),
+        ({"inputs": "pseudo"}, "needs dictionary"),
+        ({"inputs": "reverse", "reverse": "nowhere"}, "needs reverse"),
+        ({"method": {"level": "word"}}, "level is one of"),
+    ):
+        with pytest.raises((SettingsError, ValueError), match=words):
+            go(made, tmp_path / "out", **more)
+    (tmp_path / "bert").mkdir()
+    _tuned.write_model(tmp_path / "bert", "bert")
+    chosen = {"new": "new", "old": ["old"]}
+    with pytest.raises(Rejected, match="writes nothing"):
+        distill_languages("more", chosen, tmp_path / "bert", made / "new", tmp_path / "out", None)
+
+
+def test_on_real_pairs(made, shared_data, tmp_path, capsys):
+    """Sentences in two languages, as a command."""
+    import yaml
+
+    file = shared_data and shared_data / "parallel/tatoeba_en_zh/pairs.parquet"
+    if file and file.is_file():
+        pairs = pl.read_parquet(file).select(text="zh", label="en").head(30)
+    else:
+        pairs = pl.DataFrame({"text": [f"第{n}盏灯" for n in range(30)], "label": [f"lamp {n}" for n in range(30)]})
+    split = pl.when(pl.int_range(pl.len()) % 5 == 0).then(pl.lit("dev")).otherwise(pl.lit("train"))
+    _tuned.write_rows(tmp_path / "pairs", pairs.with_columns(second=pl.lit(None, pl.String), split=split))
+    entry = {"new": "zh", "old": ["old", ""], "length": 32, "settings": SETTINGS, "training": TRAINING | {"steps": 2}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"distill": {"languages": {"zh": entry}}}))
+    module.main("params.yaml:distill.languages", "zh",
+                *map(str, (made / "old", tmp_path / "pairs", tmp_path / "out", tmp_path / "kept")))  # fmt: skip
+    assert "languages zh: dev loss" in capsys.readouterr().out
+    assert set(pl.read_parquet(tmp_path / "out/remembered.parquet")["tag"]) <= {"old", ""}

@@ -1,0 +1,105 @@
+"""Students end to end, with the real tools: DVC runs a mix, a chain and a combiner of teachers; gates; the registry.
+
+One checkout is built once, as far as its students need, and every test leaves it as it was.
+"""
+
+import subprocess
+import sys
+
+import pytest
+from _checkout import ITEMS, RECOMMEND, Checkout, copied
+
+STEPS = {kind: [f"parts_{kind}", kind, f"gate_{kind}", f"promote_{kind}"] for kind in ("mix", "chain", "several")}
+STEPS["distill"] = ["parts_distill", "distill", "gate_distill", "promote_distill"]
+OPEN = {"floors": {"kept": 0.0}, "ceilings": {"ratio": 1.0, "latency_ms": 100000}}
+
+
+def small(params: dict) -> None:
+    tuned = {"kind": "classification", "data": "listings", "length": 32, "training": {"steps": 4, "batch": 8}}
+    params["datasets"] = {
+        "corpora": {"source": "tasks/datasets/corpora.py", "documents": 120},
+        "listings": {"source": "tasks/datasets/listings.py", "rows": 120},
+    }
+    params["language"] = {
+        "tokenizer": {"kind": "wordpiece", "vocabulary": 400, "data": "corpora"},
+        "tokens": ["corpora"],
+        "pretrain": {"bert": {"size": "nano", "data": "corpora", "length": 48, "training": {"steps": 4, "batch": 8}}},
+        "finetune": {"category": tuned | {"from": "bert"}},
+        "gates": {"pretrain": {"ceilings": {"loss": 20.0}}, "finetune": {"floors": {"accuracy": 0.0}}},
+    }
+    params["distill"] |= {
+        "length": 32, "student": {"layers": 1}, "training": {"steps": 2, "batch": 8}, "methods": {"kd": {}},
+        "mixes": {"tiny": {"minilm": {}, "pd": {"weight": 0.5}}}, "chains": {}, "several": {},
+        "teachers": {"small": {"from": "distill", "name": "kd"}, "large": {"from": "finetune", "name": "category"}},
+        "gates": dict.fromkeys(STEPS, OPEN),
+    }  # fmt: skip
+    params["distill"]["chains"]["half"] = {"teacher": {"from": "distill", "name": "kd"}, "of": {"pd": {}}}
+    params["distill"]["several"]["both"] = {"teachers": ["small", "large"], "by": {"tmkd": {}}}
+
+
+def stages(kind: str, name: str) -> set[str]:
+    return {f"{step}@{name}" for step in STEPS[kind]}
+
+
+STUDENTS = {"kd": "distill", "tiny": "mix", "half": "chain", "both": "several"}
+ALL = {stage for name, kind in STUDENTS.items() for stage in stages(kind, name)} | {"lent@small", "lent@large"}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Checkout:
+    made = copied(tmp_path_factory.mktemp("distillation") / "rootstock", small, without=RECOMMEND + ITEMS)
+    made.first = made.repro(*(f"promote_{kind}@{name}" for name, kind in STUDENTS.items()))
+    return made
+
+
+def stale(checkout: Checkout) -> set[str]:
+    """What DVC would run of the students."""
+    kinds = {"lent", *(step for steps in STEPS.values() for step in steps)}
+    return {stage for stage in checkout.stale() if stage.split("@")[0] in kinds}
+
+
+def test_a_fresh_checkout_distils_everything(checkout):
+    assert set(checkout.first) >= ALL
+    assert checkout.first.index("promote_distill@kd") < checkout.first.index("lent@small")
+    for name, kind in STUDENTS.items():
+        assert checkout.json(f"artifacts/{kind}/{name}/metrics.json")["export"]["equal"] is True
+        assert checkout.json(f"artifacts/language/receipt/{name}.json")["status"] == "promoted"
+        assert checkout.champion(f"distill-{name}") == 1
+    both = checkout.json("artifacts/several/both/run.json")
+    assert [each["folder"] for each in both["teachers"]] == ["artifacts/distill/kd", "artifacts/finetune/category"]
+    assert teacher_of(checkout, "half") == "models:/distill-kd/1"
+    assert teacher_of(checkout, "tiny") == teacher_of(checkout, "both") == "models:/language-category/1"
+    assert stale(checkout) == set()
+
+
+def teacher_of(checkout: Checkout, name: str) -> str:
+    code = f"from tasks import track; print(track.by_alias('distill-{name}', 'champion').tags['teacher'])"
+    told = subprocess.run([sys.executable, "-c", code], cwd=checkout.folder, env=checkout.environment, text=True,
+                          check=True, stdout=subprocess.PIPE).stdout  # fmt: skip
+    return told.split()[-1]
+
+
+def test_one_line_makes_one_student(checkout):
+    checkout.params(lambda p: p["distill"]["methods"].update(pkd={}))
+    assert stale(checkout) == stages("distill", "pkd")
+    checkout.params(lambda p: p["distill"]["methods"].pop("pkd"))
+    checkout.params(lambda p: p["distill"]["several"]["both"].update(of={"pd": {}}))
+    assert stale(checkout) == {"parts_several@both", "several@both"}
+    checkout.params(lambda p: p["distill"]["several"]["both"].pop("of"))
+    assert stale(checkout) == set()
+
+
+def test_an_edit_reaches_the_students_that_are_made_of_it(checkout):
+    """A combiner of one, a method that nobody uses, a component of all."""
+    names = ("distill/teachers/tmkd", "distill/rail_kd", "components/embedding/segment")
+    files = [checkout.folder / f"models/{name}.py" for name in names]
+    students = {f"{kind}@{name}" for name, kind in STUDENTS.items()}
+    parts = [f"parts_{kind}@{name}" for name, kind in STUDENTS.items()]
+    for path, made in zip(files, ({"several@both"}, set(), students), strict=True):
+        text = path.read_text()
+        path.write_text(text + "\n# another word\n")
+        checkout("dvc", "repro", "-s", *parts)
+        assert stale(checkout) & students == made
+        path.write_text(text)
+    checkout("dvc", "repro", "-s", *parts)
+    assert stale(checkout) == set()
