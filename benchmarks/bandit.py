@@ -4,7 +4,7 @@
 
 DATA holds random.parquet (uniform) and bts.parquet (Bernoulli Thompson sampling) of the women's campaign, 10,000
 impressions each (github.com/st-tech/zr-obp). Estimates, all with 95 % bootstrap intervals, are of clicks a thousand
-impressions. A reward model of the training log serves dm and dr of all policies.
+impressions. The reward model of dr is every action's rate in the training log, the same for all policies.
 """
 
 import argparse
@@ -32,8 +32,8 @@ def told(estimate: dict) -> str:
 
 def table(report: dict, title: str) -> list[str]:
     base = report["logging policy"]
-    lines = [f"### {title}: {base['rows']:,} test rows, {base['rewarded']} clicks, {1000 * base['mean']:.1f} as logged", "",
-             "| policy | snips | dr | effective rows |", "|---|---|---|---|"]  # fmt: skip
+    lines = [f"### {title}: {base['rows']:,} test rows, {base['rewarded']} clicks, {1000 * base['mean']:.1f} as logged"]
+    lines += ["", "| policy | snips | dr | effective rows |", "|---|---|---|---|"]
     for name, found in report.items():
         if name != "logging policy":
             lines.append(f"| {name} | {told(found['snips'])} | {told(found['dr'])} | {found['effective_rows']:,.0f} |")

@@ -1,7 +1,7 @@
 """Logged choices with their propensities -> a policy, and what it would earn on another log, beside simple policies.
 
     {columns: {action: item_id, propensity: propensity_score, reward: [click], context: [user_feature_0, affinity]},
-     method: podire, settings: {gamma: 0.0}, training: {steps: 2000, lr: 1.0e-3}}
+     method: podire, settings: {gamma: 0.0}, training: {steps: 2000, lr: 1.0e-3}, reward_model: rates, samples: 1000}
 
 A context column of strings, booleans or whole numbers is one field of categories, one of fractions a number, one of
 lists a number for each place. A column that names the item's place on the page stays out: the propensity knows it.
@@ -22,13 +22,16 @@ from models import build
 from models.fit import fit
 from models.recommend.bandit._estimates import effective, estimates, importance
 from models.recommend.bandit._logged import Logged
-from models.recommend.bandit._policies import ClickModel, greedy, popularity, uniform
+from models.recommend.bandit._policies import ClickModel, greedy, popularity, shown_alike, uniform
 from tasks.command import run
 from tasks.files import digest, new_folder, read_json, write_json
 from tasks.settings import SettingsError, read
 from tasks.training import use_threads
 
 __all__ = ["Columns", "Encoder", "Steps", "evaluate", "load_policy", "train_policy"]
+
+KEYS = ("columns", "method", "settings", "training", "reward_model", "samples")
+REWARD_MODELS = ("rates", "clicks")  # q of an action, or of action and context: the latter where clicks are many
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,10 @@ def train_policy(settings: Mapping, train: Path, test: Path, out: Path) -> Path:
     Raises:
         ValueError: a setting, column or row that cannot work; nothing is written.
     """
-    if unknown := sorted(set(settings) - {"columns", "method", "settings", "training", "samples"}):
-        raise SettingsError(
-            f"a bandit has no {', '.join(unknown)}; it has: columns, method, settings, training, samples"
-        )
+    if unknown := sorted(set(settings) - set(KEYS)):
+        raise SettingsError(f"a bandit has no {', '.join(unknown)}; it has: {', '.join(KEYS)}")
+    if (reward_model := settings.get("reward_model", "rates")) not in REWARD_MODELS:
+        raise SettingsError(f"reward_model is {' or '.join(REWARD_MODELS)}; got {reward_model!r}")
     columns, steps = Columns.of(settings.get("columns") or {}), Steps.of(settings.get("training") or {})
     frames = [pl.read_parquet(path) for path in (train, test)]
     for frame, path in zip(frames, (train, test), strict=True):
@@ -174,14 +177,12 @@ def train_policy(settings: Mapping, train: Path, test: Path, out: Path) -> Path:
     encoder = Encoder.of(frames[0], columns)
     ours, theirs = (encoder.logged(frame, columns) for frame in frames)
 
-    method, chosen = (
-        settings.get("method", "podire"),
-        {"teach": steps.steps // 2} | dict(settings.get("settings") or {}),
-    )
+    method = settings.get("method", "podire")
+    chosen = {"teach": steps.steps // 2} | dict(settings.get("settings") or {})
     torch.manual_seed(steps.seed)
     model = build("recommend.bandit", method, encoder.width, len(encoder.actions), len(columns.reward), **chosen)
     _learn(model, ours, steps.steps, steps)
-    report = evaluate(model, ours, theirs, columns.reward, steps, settings.get("samples", 1000))
+    report = evaluate(model, ours, theirs, columns.reward, steps, reward_model, settings.get("samples", 1000))
     with new_folder(out) as folder:
         save_file(model.policy.state_dict(), folder / "policy.safetensors")
         about = {"method": method, "settings": chosen, "columns": vars(columns), "training": vars(steps),
@@ -192,11 +193,13 @@ def train_policy(settings: Mapping, train: Path, test: Path, out: Path) -> Path:
     return out
 
 
-def evaluate(model: nn.Module, train: Logged, test: Logged, tasks: list[str], steps: Steps, samples: int) -> dict:
+def evaluate(
+    model: nn.Module, train: Logged, test: Logged, tasks: list[str], steps: Steps, reward_model: str, samples: int
+) -> dict:
     """What each policy earns a row of `test`, by task: of the logging policy the mean, of the others all estimates.
 
-    The reward model of dm and dr is a click model of the training log, each row weighted as if all actions had been
-    shown alike; it is the same for all policies.
+    The reward model of dm and dr is the same for all policies, and of the training log, each row weighted as if all
+    actions had been shown alike: every action's rate, or a click model.
     """
     report = {}
     for task, name in enumerate(tasks):
@@ -212,7 +215,9 @@ def evaluate(model: nn.Module, train: Logged, test: Logged, tasks: list[str], st
             "student": shown,
             "student, greedy": greedy(shown),
         }
-        value_NA = fair.values(test.context)
+        alike = shown_alike(own.propensity, own.actions, fair.clip)
+        rates_NA = popularity(own, weight=alike).expand(len(test), -1)
+        value_NA = rates_NA if reward_model == "rates" else fair.values(test.context)
         report[name] = {"logging policy": {"mean": float(test.reward[:, task].mean()), "rows": len(test),
                                            "rewarded": int((test.reward[:, task] > 0).sum())}}  # fmt: skip
         for policy, probability_NA in policies.items():

@@ -36,7 +36,8 @@ ELSEWHERE = (
 KEYS = ("teacher", "teachers", "data", "student", "training", "length", "precision", "placement", "cache", *PARTS,
         *ELSEWHERE, "gates")  # fmt: skip
 STUDENT = ("layers", "width", "heads", "inner", "start")
-OWN = ("training", "stages", "hard", "student", "vocabulary", "prompt", "teacher", "teachers", "by", "of")
+OWN = ("training", "stages", "hard", "student", "vocabulary", "prompt", "placement", "cache", "teacher", "teachers",
+       "by", "of")  # fmt: skip
 ALLOWED = {"methods": ("by", "of", "teacher", "teachers", "hard"), "mixes": ("by", "of", "teacher", "teachers"),
            "chains": ("teachers",), "several": ("teacher",)}  # fmt: skip # keys of OWN that a part does not have
 TEXT = ("pretrain", "corpus")  # stages that read running text

@@ -64,10 +64,10 @@ def distill(
     Args:
         chosen: {student: {layers, width, heads, inner, start: cut|random}, training, length, precision (of the teacher,
             float32 or bfloat16), placement (of the teacher, see tasks/placement.py), cache ({words, store}, or None
-            for a live teacher), and PARTS}; see tasks/curriculum.py. An entry may have `training` and `student` of its
-            own, `stages` (a list, or {stage: training}), `hard` (weight of the gold labels), on text `vocabulary`
-            ({ratio, multiple, similarity}: the student knows fewer words), and where models write texts `prompt`
-            (tokens of each row that are given, a quarter of it).
+            for a live teacher), and PARTS}; see tasks/curriculum.py. An entry may have `training`, `student`,
+            `placement` and `cache` of its own, `stages` (a list, or {stage: training}), `hard` (weight of the gold
+            labels), on text `vocabulary` ({ratio, multiple, similarity}: the student knows fewer words), and where
+            models write texts `prompt` (tokens of each row that are given, a quarter of it).
         part: one of PARTS.
         name: of the entry.
         teacher: folder of tasks/finetune.py, tasks/pretrain.py or this unit; several from the smallest to the largest.
@@ -87,7 +87,7 @@ def distill(
     """
     began, plan = time.monotonic(), planned(chosen, part, name, teacher, Path(data))
     rows, teachers, precision, where = plan.rows, plan.teachers, precision_of(chosen, plan), placement_of(chosen, plan)
-    if (keeps := cache_settings(chosen)) is not None and cache is None:
+    if (keeps := cache_settings(chosen, plan.entry)) is not None and cache is None:
         raise SettingsError("distill.cache is set, but no folder was given to keep it in; give CACHE")
     torch.manual_seed(plan.stages[0].training.get("seed", Engine.seed))
     student = _first_student(plan)
@@ -278,8 +278,8 @@ def _write(
             "seed": settings.seed,
             "training": settings.decisive,
             "precision": chosen.get("precision", "float32"),
-            "placement": chosen.get("placement", PLACED),
-            "cache": cache_settings(chosen),
+            "placement": placement_of(chosen, plan),
+            "cache": cache_settings(chosen, plan.entry),
             "tokenizer": Vocabulary.open(folder / "model").sha256,
             "words": None if words is None else words.merged() | {"kept": len(words.keep)},
         })  # fmt: skip

@@ -1,6 +1,7 @@
 """A served pair of towers -> an index of its items for approximate search, checked against exact search.
 
     python -m tasks.item_index PACKED OUT
+    python -m tasks.item_index PACKED OUT INDEX LISTED.parquet      INDEX and new items, by their raw columns
 
 OUT holds index.faiss (HNSW on inner products, faiss's own format), items.parquet (the id of each of its rows),
 vectors.safetensors (for exact search) and manifest.json: the SHA-256 of each, of the packed model, and the recall. An
@@ -58,8 +59,10 @@ class ItemIndex:
         wrong = [name for name in FILES
                  if not (folder / name).is_file() or digest(folder / name) != manifest["files"].get(name)]  # fmt: skip
         if wrong:
-            raise IndexRejected(f"{folder}: {', '.join(wrong)} changed since the index was made, or is missing; nothing "
-                                f"was read. Make it again: python -m tasks.item_index PACKED {folder}")  # fmt: skip
+            raise IndexRejected(
+                f"{folder}: {', '.join(wrong)} changed since the index was made, or is missing; nothing was read. Make "
+                f"it again: python -m tasks.item_index PACKED {folder}"
+            )
         items = pl.read_parquet(folder / "items.parquet")["item"]
         vectors = load_file(folder / "vectors.safetensors")["vectors"]
         return cls(faiss.read_index(str(folder / "index.faiss")), items, vectors, manifest)
@@ -95,8 +98,7 @@ def make_index(packed: Path, out: Path) -> dict:
     served = load(packed)
     if not hasattr(served.model, "ask"):
         raise IndexRejected(f"{packed} is no pair of towers; an index is made of a method of towers/")
-    example = pl.read_parquet(packed / "example.parquet") if (packed / "example.parquet").is_file() else None
-    return _write(out, served.items["item"], served.model.vectors, _queries(served, example), packed)
+    return _write(out, served.items["item"], served.model.vectors, _queries(served), packed)
 
 
 def add_items(index: Path, packed: Path, listed: pl.DataFrame, out: Path) -> dict:
@@ -127,10 +129,8 @@ def add_items(index: Path, packed: Path, listed: pl.DataFrame, out: Path) -> dic
     fields = ItemFields.from_json((packed / "bundle/item_fields.json").read_text())
     with torch.inference_mode():
         vectors = served.model.model.item_vectors(*map(torch.from_numpy, fields.encode(listed)))
-    example = pl.read_parquet(packed / "example.parquet") if (packed / "example.parquet").is_file() else None
-    graph = _added(known.graph, vectors)
     items, all_of_them = pl.concat([known.items, new]), torch.cat([known.vectors, vectors])
-    return _write(out, items, all_of_them, _queries(served, example), packed, graph)
+    return _write(out, items, all_of_them, _queries(served), packed, _added(known.graph, vectors))
 
 
 def exact(users: Tensor, items: Tensor, k: int) -> Tensor:
@@ -193,8 +193,12 @@ def _approximate(graph, users: Tensor, k: int, search: int) -> tuple[Tensor, Ten
     score, row = (part.view(len(users), -1) for part in (score, row))
     order = row.sort(dim=1, stable=True)
     again = torch.zeros_like(row, dtype=torch.bool)
-    again[:, 1:] = order.values.diff(dim=1) == 0  # an item that several interests found counts once, with its best score
-    best = torch.full_like(score, -torch.inf).scatter_reduce(1, _first(order.values), score.gather(1, order.indices), "amax")
+    again[:, 1:] = (
+        order.values.diff(dim=1) == 0
+    )  # an item that several interests found counts once, with its best score
+    best = torch.full_like(score, -torch.inf).scatter_reduce(
+        1, _first(order.values), score.gather(1, order.indices), "amax"
+    )
     best = best.masked_fill(again | (order.values < 0), -torch.inf).sort(dim=1, descending=True, stable=True)
     chosen = order.values.gather(1, best.indices)[:, :k]
     return chosen.masked_fill(best.values[:, :k] == -torch.inf, -1), best.values[:, :k]
@@ -205,20 +209,22 @@ def _first(sorted_BC: Tensor) -> Tensor:
     return torch.searchsorted(sorted_BC.contiguous(), sorted_BC.contiguous())
 
 
-def _queries(served, example: pl.DataFrame | None) -> Tensor:
-    """Vectors of users to measure with: those of the training's users, and the example requests."""
+def _queries(served) -> Tensor:
+    """Vectors of users to measure with: the first of the training's, known by what they had then."""
     users = served.model.users["user"].head(QUERIES)
-    requests = pl.DataFrame({"user": users, "history": [None] * len(users)},
-                            schema={"user": users.dtype, "history": pl.List(served.items["item"].dtype)})  # fmt: skip
-    if example is not None:
-        requests = pl.concat([requests, example.select("user", "history")], how="vertical_relaxed")
+    none = torch.empty(0, dtype=torch.int64)
     with torch.inference_mode():
-        return served.model.ask(requests["user"], *served._history(requests))[0].clone()
+        return served.model.ask(users, none, none)[0].clone()
 
 
-def main(packed: str, out: str) -> None:
-    """python -m tasks.item_index PACKED OUT"""
-    made = make_index(Path(packed), Path(out))
+def main(packed: str, out: str, index: str | None = None, listed: str | None = None) -> None:
+    """python -m tasks.item_index PACKED OUT [INDEX LISTED.parquet]"""
+    if (index is None) != (listed is None):
+        raise IndexRejected("to add items, give an index and a table of new items: PACKED OUT INDEX LISTED.parquet")
+    if index is None:
+        made = make_index(Path(packed), Path(out))
+    else:
+        made = add_items(Path(index), Path(packed), pl.read_parquet(listed), Path(out))
     print(f"{out}: {made['items']} items of width {made['width']}; recall@{DEPTH} {made[f'recall@{DEPTH}']:.4f} with "
           f"{made['search']} candidates, index {made['files']['index.faiss'][:12]}")  # fmt: skip
 

@@ -64,7 +64,7 @@ def planned(
     stages = stages_of(entry, shape_of(recipe), taught, rows.on_task, training, keep)
     recipe = dict(wide) if entry.inherits else recipe
     plan = Plan(entry, teachers, rows, recipe, begins, words, stages)
-    if (how := cache_settings(chosen)) is not None:
+    if (how := cache_settings(chosen, entry)) is not None:
         asked = [(stage, settings_of(plan, stage)) for stage in stages]
         refuse_live(entry, asked, teachers[-1], rows, recipe, words, how)
     return plan
@@ -84,7 +84,7 @@ def precision_of(chosen: Mapping, plan: Plan) -> torch.dtype:
 
 def placement_of(chosen: Mapping, plan: Plan) -> str:
     """A word of tasks/placement.py."""
-    if (asked := chosen.get("placement", PLACED)) not in HOW:
+    if (asked := plan.entry.own.get("placement", chosen.get("placement", PLACED))) not in HOW:
         raise SettingsError(f"distill.placement, the teacher's, is one of {', '.join(HOW)}; got {asked!r}")
     for stage in plan.stages:
         lends = any(place.startswith("student.layer") for place in stage.objective.edits())

@@ -209,7 +209,8 @@ class _Towers:
         from models.recommend.towers._towers import Fields, described, recent
 
         self.users = pl.read_parquet(folder / "users.parquet").select("user", index=pl.int_range(pl.len()))
-        self.user_type, self.length, self.recent, self.described = self.users["user"].dtype, about["length"], recent, described
+        self.user_type, self.length = self.users["user"].dtype, about["length"]
+        self.recent, self.described = recent, described
         kept = load_file(folder / "users.safetensors")
         self.fields, self.bought, self.owner = kept["fields"], kept["item"].long(), kept["user"].long()
         self.end = self.owner.bincount(minlength=len(self.users) + 1).cumsum(0)

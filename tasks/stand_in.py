@@ -40,13 +40,13 @@ class StandIn:
     heldout: Taught | None  # the same of held-out rows; None where the task judges the student alone
 
 
-def cache_settings(chosen: Mapping) -> dict | None:
-    """`distill.cache`; None for a live teacher.
+def cache_settings(chosen: Mapping, entry: Entry) -> dict | None:
+    """The entry's own `cache`, or else that of all; None for a live teacher.
 
     Raises:
         SettingsError, LookupError: it is no mapping, or has a key that is unknown.
     """
-    if (asked := chosen.get("cache")) is None:
+    if (asked := entry.own.get("cache", chosen.get("cache"))) is None:
         return None
     if not isinstance(asked, Mapping):
         raise SettingsError(

@@ -73,6 +73,10 @@ def train_backbone(
         model.to(device)
         trained = fit_backbone(model, names, rows, labels, training, checkpoints / digest(known)[:16], device)
         model.cpu()
+    # A method that only teaches another one is not served: its student is, under the student's own name.
+    served = {"method": settings["method"], "settings": settings.get("settings") or {}}
+    if hasattr(model, "serves"):
+        served, model = dict(zip(("method", "settings"), model.serves, strict=True)), model.student
 
     started = time.monotonic()
     test = predict(model, *rows["test"])
@@ -80,7 +84,7 @@ def train_backbone(
     print(f"backbone: test in {time.monotonic() - started:.1f} s: "
           + ", ".join(f"{name} AUC {value['auc']:.4f}" for name, value in report.items()))  # fmt: skip
     with new_folder(out) as folder:
-        _write(folder, model, settings, tasks, manifest, features, trained, training, report, rows["val"])
+        _write(folder, model, settings | served, tasks, manifest, features, trained, training, report, rows["val"])
         if text_names(vectors):
             shutil.copytree(vectors / "text", folder / "text")
         else:
@@ -194,7 +198,7 @@ def _write(folder, model, settings, tasks, manifest, features, trained, training
     every = sum(p.numel() for p in model.parameters())
     about = {
         "method": settings["method"],
-        "settings": settings.get("settings") or {},
+        "settings": settings["settings"],
         "sizes": manifest["sizes"],
         "dense": len(manifest["numerical"]),
         "tasks": [task.name for task in tasks],

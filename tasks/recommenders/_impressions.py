@@ -4,7 +4,7 @@ An impression is the first event of a user with an item in a session; it was cli
 Whether it was read is known by one of two signs, both ours where a log has no reading time:
 
     event   a stronger event than a view followed in the session (like, cart, offer, purchase)
-    dwell   seconds to the session's next event, at most the training's 99th percentile, above theta, the training's mean
+    dwell   seconds to the session's next event, at most the training's 99th percentile, above theta, their mean
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,10 @@ READING = ("event", "dwell")
 CAP = 0.99
 
 
-def impressions(ingest: Path, unit: str, stronger: Sequence[str], reading: str, place: str) -> tuple[pl.DataFrame, dict]:
-    """The training impressions `user`, `item`, `time`, `reading` (0 or 1), in the order of time; and how they were read.
+def impressions(
+    ingest: Path, unit: str, stronger: Sequence[str], reading: str, place: str
+) -> tuple[pl.DataFrame, dict]:
+    """The training impressions `user`, `item`, `time`, `reading` (0 or 1), by time; and how they were read.
 
     Args:
         unit: column of the items.

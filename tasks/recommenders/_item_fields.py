@@ -1,4 +1,4 @@
-"""What an item is known by besides its id, as a tower reads it: category, brand, bucket of the price, words of its name.
+"""What an item is known by besides its id, as a tower reads it: category, brand, price, words of its name.
 
 Fitted on the training items, written as JSON beside a served model: an item that was listed this morning is encoded as
 those of the training were. Words are hashed, so that new ones need no vocabulary.
@@ -43,9 +43,9 @@ class ItemFields:
 
         Args:
             events: training events, raw columns.
-            chosen: `item` (columns that are categories), `numbers`, `words` (a column, or null), `min_count` (a value of
-                fewer events is unknown, which an unknown value's vector is trained by); what is not given is every
-                column of the schema that the log has.
+            chosen: `item` (columns that are categories), `numbers`, `words` (a column, or null), `min_count` (values of
+                fewer events are unknown, and train its vector); what is not given is every column of the schema that
+                the log has.
 
         Raises:
             SettingsError: a column that the log has not; names those it has.
@@ -75,7 +75,12 @@ class ItemFields:
 
     def to_json(self) -> str:
         """Equal fields give equal bytes."""
-        told = {"encoder": json.loads(self.encoder.to_json()), "words": self.words, "places": self.places, "rows": self.rows}
+        told = {
+            "encoder": json.loads(self.encoder.to_json()),
+            "words": self.words,
+            "places": self.places,
+            "rows": self.rows,
+        }
         return json.dumps(told, separators=(",", ":"), sort_keys=True) + "\n"
 
     @classmethod

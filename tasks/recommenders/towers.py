@@ -1,4 +1,4 @@
-"""Towers: users, histories and described items -> a model of models/recommend/towers/ that ranks also items it never saw.
+"""Towers: users and described items -> a model of models/recommend/towers/ that ranks also items it never saw.
 
     {method: towers/two_tower, data: sample, pairs: {item: item_id}, fields: {words: name}, training: {epochs: 5}}
 
@@ -58,9 +58,11 @@ class Family:
         chosen_keys(entry, KEYS, place)
         chosen_keys(entry.get("pairs") or {}, PAIRS, f"{place}.pairs")
         chosen_keys(told := dict(entry.get("fields") or {}), FIELDS, f"{place}.fields")
-        if (ingest / "train.parquet").is_file():
-            raise SettingsError(f"{place}: {ingest} holds pairs of ids, and towers need a log that describes its items; "
-                                f"take a method of retrieval/")  # fmt: skip
+        if (ingest / "rows/train.parquet").is_file():
+            raise SettingsError(
+                f"{place}: {ingest} holds pairs of ids, and towers need a log that describes its items; take a method "
+                f"of retrieval/"
+            )
         if "reading" in entry and method != "dmtl":
             raise SettingsError(f"{place}.reading is for towers/dmtl; take it out")
         self.name, self.method, self.ingest, self.place = name, method, ingest, place
@@ -146,7 +148,7 @@ class Family:
         return log.filter(pl.col(self.unit).is_not_null())
 
     def _catalogue(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """`item`, `trained` (whether training has an event of it), sorted; and what describes each at its first event."""
+        """`item`, `trained` (training has an event of it), sorted; and what describes each at its first event."""
         log = self._events()
         first = log.sort("stime", "user").unique(self.unit, keep="first", maintain_order=True)
         trained = log.filter(pl.col("split") == "train").select(self.unit).unique().with_columns(trained=pl.lit(True))
@@ -155,7 +157,7 @@ class Family:
         return found.select("item", "trained"), found.drop("item", "trained")
 
     def _people(self, names: list[str], chosen: Mapping) -> tuple[pl.Series, Tensor, Fields]:
-        """The training users, the ids (U + 1, F) of their fields - the last row is that of strangers - and the sizes."""
+        """The training users, ids (U + 1, F) of their fields, of which the last row is a stranger's, and the sizes."""
         users = self.pairs["train"]["user"].unique().sort()
         log = self._events()
         if absent := [name for name in names if name not in log.collect_schema()]:
@@ -190,8 +192,8 @@ class Family:
         item = pl.DataFrame({"item": self.items["item"], "i": np.arange(len(self.items))})
         rows = rows.join(user, on="user", how="left", maintain_order="left")
         rows = rows.join(item, on="item", how="left", maintain_order="left")
-        others = [name for name in rows.columns if name not in ("user", "item", "u", "i")]
-        return rows.select(user=pl.col("u").fill_null(len(self.users)), item="i", *others)
+        rows = rows.with_columns(user=pl.col("u").fill_null(len(self.users)), item="i")
+        return rows.drop("u", "i")
 
     def _bought(self, settings: Training) -> dict[str, np.ndarray]:
         """An example for each training pair: the item, after those the user had before."""
@@ -220,7 +222,9 @@ class Family:
         row, item = tensor(history, "row"), tensor(history, "item")
         table = recent(row, item, len(requests), self.length)
         ids, numbers = self.item.to(device), self.item_numbers.to(device)
-        vectors = torch.cat([towers.item_vectors(*part) for part in zip(ids.split(8192), numbers.split(8192), strict=True)])
+        vectors = torch.cat(
+            [towers.item_vectors(*part) for part in zip(ids.split(8192), numbers.split(8192), strict=True)]
+        )
         lists = []
         for part in torch.arange(len(requests)).split(CHUNK):
             own = self.user[users[part]].to(device)

@@ -11,8 +11,8 @@ from tasks.bandit import Columns, Encoder, load_policy, main, train_policy
 from tasks.settings import SettingsError
 
 COLUMNS = {"action": "offer", "propensity": "chance", "reward": ["click"], "context": ["group", "age", "past"]}
-FAST = {"columns": COLUMNS, "settings": {"teacher": [16], "student": [8], "gamma": 0.0}, "samples": 50,
-        "training": {"steps": 300, "click_steps": 100, "batch": 128, "lr": 1e-2}}  # fmt: skip
+FAST = {"columns": COLUMNS, "reward_model": "clicks", "settings": {"teacher": [16], "student": [8], "gamma": 0.0},
+        "training": {"steps": 300, "click_steps": 100, "batch": 128, "lr": 1e-2}, "samples": 50}  # fmt: skip
 BEST = {"a": "tea", "b": "cup", "c": "pot"}
 
 
@@ -105,6 +105,7 @@ def test_bad_input_is_refused_and_nothing_written(tmp_path):
     refused(tmp_path, "lists of 1 to 2 places", frame.with_columns(past=pl.Series([[1.0]] + [[1.0, 2.0]] * 19)))
     refused(tmp_path, "has no rows", frame.head(0))
     refused(tmp_path, "columns needs action", columns={"action": "offer"})
+    refused(tmp_path, "reward_model is rates or clicks", reward_model="none")
     refused(tmp_path, "training has no epochs", training={"epochs": 1})
     with pytest.raises(SettingsError, match="a bandit has no colour"):
         train_policy({"colour": 1}, tmp_path / "a", tmp_path / "b", tmp_path / "out")

@@ -52,3 +52,14 @@ def test_addresses():
         multi_task("ctr/position_bias", [5, 7], 2, 1)
     with pytest.raises(LookupError, match="closest: deepfm"):
         multi_task("ctr/depfm", [5, 7], 2, 1)
+
+
+@pytest.mark.parametrize("method", ["crossdistil", "kd_mtl"])
+def test_of_what_only_teaches_the_student_is_kept(shop, registry, tmp_path, method):
+    told = _shop.RECOMMEND["backbone"] | {"method": method, "settings": {"embedding": 4}}
+    made = train_backbone(told, shop / "ingest", shop / "features", tmp_path / "made", tmp_path / "checkpoints")
+    model, about = load_backbone(made)
+    assert about["method"] == "mmoe"
+    assert type(model).__name__ == "MMoE"
+    verdict = gate({}, "backbone", shop / "ingest", shop / "features", made, tmp_path / "gate")
+    assert verdict["passed"], [c for c in verdict["checks"] if c["passed"] is False]

@@ -1,6 +1,4 @@
 import shutil
-import subprocess
-import sys
 
 import polars as pl
 import pytest
@@ -115,7 +113,9 @@ def test_a_changed_file_is_not_read(root, tmp_path):
 
 
 def test_an_index_that_finds_too_little_is_not_written(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(item_index, "_approximate", lambda graph, users, k, search: (torch.zeros(len(users), k).long(), None))
+    monkeypatch.setattr(
+        item_index, "_approximate", lambda graph, users, k, search: (torch.zeros(len(users), k).long(), None)
+    )
     with pytest.raises(IndexRejected, match=r"finds 0.010 of the 100 best items, less than 0.95, with 1024"):
         make_index(root / "pair/packed", tmp_path / "index")
     assert not (tmp_path / "index").exists()
@@ -143,6 +143,12 @@ def test_a_prompt_leaves_the_list_and_the_index_as_they_are(root):
     assert digest(root / "index/index.faiss") == before
 
 
-def test_faiss_is_loaded_by_its_users_only():
-    code = "import sys, tasks.item_index, tasks.recommenders.towers; sys.exit('faiss' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_the_command_makes_an_index_and_adds_to_it(root, tmp_path, capsys):
+    item_index.main(str(root / "pair/packed"), str(tmp_path / "index"))
+    assert "108 items of width 8; recall@100" in capsys.readouterr().out
+    listed = pl.DataFrame({"item_id": [9001], "c0_id": [1], "brand_id": [1], "price": [3.0], "name": ["red"]})
+    listed.write_parquet(tmp_path / "listed.parquet")
+    paths = (root / "pair/packed", tmp_path / "larger", tmp_path / "index", tmp_path / "listed.parquet")
+    item_index.main(*map(str, paths))
+    assert "109 items" in capsys.readouterr().out
+    assert not hasattr(item_index, "faiss")  # the library is imported by its users only

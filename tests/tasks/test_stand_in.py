@@ -103,6 +103,16 @@ def test_a_second_run_asks_nothing(made, tmp_path, monkeypatch):
     assert furthest(tmp_path / "one", tmp_path / "two") == 0
 
 
+def test_an_entry_may_say_otherwise(made, tmp_path):
+    """A cache for all, a live teacher for one that needs it."""
+    kept = tmp_path / "kept"
+    go(made, "theseus", tmp_path / "one", {"cache": None}, cache={}, kept=kept)
+    assert not kept.exists() and read_json(tmp_path / "one/run.json")["cache"] is None
+    go(made, "kd", tmp_path / "two", {"cache": EXACT, "placement": "offload"}, kept=kept)
+    about = read_json(tmp_path / "two/run.json")
+    assert (about["cache"], about["placement"]) == (EXACT, "offload") and kept.exists()
+
+
 # ---------------------------------------------------------------- what happens to a cache
 
 

@@ -1,3 +1,5 @@
+from zlib import crc32
+
 import numpy as np
 import polars as pl
 import pytest
@@ -13,10 +15,13 @@ from tasks.recommenders._item_fields import ItemFields, hashed
 from tasks.settings import SettingsError
 from tasks.training import Training
 
-DMTL = ENTRY | {"method": "towers/dmtl", "training": {"epochs": 2, "batch": 128, "lr": 5e-3},
-                "settings": {"embedding": 8, "expert_widths": [16], "tower_widths": [8], "widths": [16], "width": 8}}  # fmt: skip
-PROTOTYPES = ENTRY | {"method": "towers/prototypes",
-                      "settings": {"embedding": 8, "widths": [16], "width": 8, "prototypes": 6}}  # fmt: skip
+SIZES = {"embedding": 8, "widths": [16], "width": 8}
+DMTL = ENTRY | {
+    "method": "towers/dmtl",
+    "settings": SIZES | {"expert_widths": [16], "tower_widths": [8]},
+    "training": {"epochs": 2, "batch": 128, "lr": 5e-3},
+}
+PROTOTYPES = ENTRY | {"method": "towers/prototypes", "settings": SIZES | {"prototypes": 6, "negatives": 16}}
 ALS = {"method": "retrieval/als", "data": "log", "pairs": {"events": ["item_like"]}, "settings": {"width": 8}}
 ENTRIES = {"pair": ENTRY, "read": DMTL, "many": PROTOTYPES, "ids": ALS}
 
@@ -99,7 +104,9 @@ def test_validation_is_as_served(log, made):
     family = towers.Family("pair", "two_tower", ENTRY, log)
     rows = family.rows("val")
     lists = served.lists(rows, 20)
-    hits = [len(set(items) & set(truth)) / len(truth) for items, truth in zip(lists["items"], rows["truth"], strict=True)]
+    hits = [
+        len(set(items) & set(truth)) / len(truth) for items, truth in zip(lists["items"], rows["truth"], strict=True)
+    ]
     assert family._ranked(served.model.model, rows, "cpu")["recall@20"] == pytest.approx(np.mean(hits), abs=1e-6)
 
 
@@ -168,9 +175,6 @@ def test_item_fields_by_hand():
 
 def test_words_are_hashed_alike_everywhere():
     found = hashed(pl.Series(["Blue, blue  SHOE!", "", None, "a b c"]), 2, 100)
-    # crc32 of "blue" is 0x8d0d54a1... modulo 99; the number never changes, or old models would read other words.
-    from zlib import crc32
-
     assert found[0].tolist() == [1 + crc32(b"blue") % 99] * 2
     assert found[1].tolist() == found[2].tolist() == [0, 0] and (found[3] > 0).all()
 

@@ -1,0 +1,1 @@
+"""Policies learned from logged choices, their propensities and rewards."""

@@ -1,0 +1,1 @@
+"""Candidate generation: a tower for users, a tower for items, and a product of their vectors."""
