@@ -4,9 +4,9 @@
 
 TEACHER is a folder of tasks/finetune.py with DATA its ingested rows, or of tasks/pretrain.py with DATA its tokens. OUT,
 outside the repository, takes a folder for each run, without its weights, table.md and plot.png; runs that are there are
-not done again. A method with several stages shares its steps among them. With --second, a
-smaller teacher of the same rows, combiners read both, TAKD is a chain: the second teacher, made a student, teaches.
-What a method cannot do on such data is told below the table, and holds up no other.
+not done again, so that a table that was broken off goes on. A method with several stages shares its steps among them.
+With --second, a smaller teacher of the same rows, combiners read both; TAKD is a chain: an assistant of middle depth is
+taught first, and teaches. What a method cannot do on such data is told below the table, and holds up no other.
 """
 
 import argparse
@@ -87,7 +87,10 @@ def run(options: argparse.Namespace, name: str, seed: int, settings: dict) -> di
         training["steps"] = max(1, options.steps // count)
         distill(chosen, part, name, teacher, options.data, folder, None)
         shutil.rmtree(folder / "model")
-    return read_json(folder / "metrics.json") | {"run": read_json(folder / "run.json")}
+    found = read_json(folder / "metrics.json") | {"run": read_json(folder / "run.json")}
+    if name == TAKD and found["kept"] is not None:  # so far of the assistant, which taught it
+        found["kept"] *= read_json(options.out / f"assistant-{seed}" / "metrics.json")["kept"] or 0.0
+    return found
 
 
 def entry_of(options: argparse.Namespace, name: str, seed: int, settings: dict) -> tuple[str, dict, Path | list[Path]]:
@@ -125,6 +128,11 @@ def mean(runs: list[dict], read) -> float:
     return statistics.mean(read(one) for one in runs)
 
 
+def taught_by_teacher(found: dict) -> dict:
+    """A run that says what the teacher is like; TAKD's tells of its assistant, as long as there is another."""
+    return found[next((name for name in found if name != TAKD), TAKD)][0]
+
+
 def quality(run: dict) -> float:
     """The share of the teacher that is kept; of a teacher that is right about nothing there is none."""
     return run["kept"] or 0.0
@@ -145,7 +153,7 @@ def table(found: dict, refused: dict, options: argparse.Namespace) -> str:
                      f"{mean(runs, lambda one: one['latency_ms']['student']):.2f} | "
                      f"{mean(runs, lambda one: one['run']['seconds']):.1f} |")  # fmt: skip
     if found:
-        one = next(iter(found.values()))[0]
+        one = taught_by_teacher(found)
         lines.append(f"| teacher | | | 1 | | {one['teacher']['loss']:.3f} | {one['run']['teacher_parameters']:,} | "
                      f"{one['latency_ms']['teacher']:.2f} | |")  # fmt: skip
     lines += ["", *(f"- `{name}` did not run: {why}" for name, why in sorted(refused.items()))]
@@ -185,7 +193,7 @@ def _dots(axes, order: list[str], found: dict) -> None:
 
 def _sizes(axes, order: list[str], found: dict) -> None:
     """Quality against parameters, with the latency as the size of a mark; equal students share a place."""
-    teacher = found[order[0]][0]
+    teacher = taught_by_teacher(found)
     times = {name: mean(found[name], lambda one: one["latency_ms"]["student"]) for name in order}
     most = max(*times.values(), teacher["latency_ms"]["teacher"])
     area = lambda milliseconds: 30 + 350 * milliseconds / most

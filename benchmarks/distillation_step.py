@@ -2,11 +2,11 @@
 
     python benchmarks/distillation_step.py [--rows 16] [--length 128] [--steps 7] [--precisions float32 bfloat16]
 
-A teacher of 6 layers x 384 and a student of 3, one thread, CPU seconds of forward and backward, all sides in turn in one
-process, on the same weights and rows. "Bare" is the teacher's forward pass and the student's forward and backward pass,
-without any loss. TextBrewer (`pip install textbrewer`; left out where it is absent) matches hidden states at all levels
-of the student and attention of all its layers, over transformers' BERT; beside it TinyBERT's inner loss, which matches
-the same. bfloat16 is autocast on all sides.
+A teacher of 6 layers x 384 and a student of 3, one thread, CPU seconds of forward and backward, all sides in turn in
+one process, on the same weights and rows. "Bare" is the teacher's forward pass and the student's forward and backward
+pass, without any loss. TextBrewer (`pip install textbrewer tensorboardX`; left out where it is absent) matches hidden
+states at all levels of the student and attention of all its layers, over transformers' BERT; beside it TinyBERT's inner
+loss, which matches the same. bfloat16 is autocast on all sides.
 """
 
 import argparse
@@ -45,8 +45,8 @@ Side = Callable[[], Tensor | None]
 def main() -> None:
     options = parse()
     torch.set_num_threads(1)
-    print(f"{options.rows} x {options.length} tokens, CPU seconds a step: median of {options.steps}; ratios by turns\n\n"
-          "| side | precision | s a step | by the bare passes | by TinyBERT's inner loss |\n"
+    print(f"{options.rows} x {options.length} tokens, CPU seconds a step: median of {options.steps}; ratios by turns\n"
+          "\n| side | precision | s a step | by the bare passes | by TinyBERT's inner loss |\n"
           "|---|---|---|---|---|")  # fmt: skip
     for precision in options.precisions:
         seconds = measure(options, None if precision == "float32" else getattr(torch, precision))

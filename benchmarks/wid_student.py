@@ -3,9 +3,9 @@
     python benchmarks/wid_student.py MODEL TEXTS [--width 192] [--steps 240] [--every 8] [--seeds 1] [--out FILE.md]
 
 MODEL is a folder of transformers with a BERT, TEXTS Parquet files of sentences (`text` or `sentence`). The objective is
-masked words; where MODEL has no head for them, as sentence encoders have not, it gets a fresh one tied to its word
-table, so that WID learns a head too, as the fresh student does. Masks cut at once (`cut: sharp`): in a few hundred steps
-nothing can fade. Held-out rows are masked the same way for all; the loss of the words' frequencies alone is the floor.
+masked words, and the head for them is fresh, tied to MODEL's word table: sentence encoders have none, so WID learns one
+as the fresh student does. Masks cut at once (`cut: sharp`): in a few hundred steps nothing can fade. Held-out rows are
+masked the same way for all; the loss of the words' frequencies alone is the floor.
 """
 
 import argparse

@@ -274,8 +274,12 @@ def register(
     )
     signature = ModelSignature(
         inputs=Schema([ColSpec(kind(type, nullable), column) for column, (type, nullable) in inputs.items()]),
-        outputs=Schema([ColSpec("double" if expected[column].dtype.kind == "f" else AnyType(), column)
-                        for column in expected.columns]),
+        outputs=Schema(
+            [
+                ColSpec("double" if expected[column].dtype.kind == "f" else AnyType(), column)
+                for column in expected.columns
+            ]
+        ),
     )
     code = model / "code"
     with mlflow.start_run(run_id=run):

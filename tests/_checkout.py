@@ -17,7 +17,7 @@ RECOMMEND = (
     "features", "vectors", "backbone", "prompt", "gate_backbone", "promote_backbone", "gate", "promote",
     "gate_listings", "promote_listings", "made_of_click", "click", "gate_click", "promote_click",
 )  # fmt: skip
-ITEMS = ("made_of", "recommender", "gate_recommender", "promote_recommender")
+ITEMS = ("made_of", "recommender", "gate_recommender", "promote_recommender", "item_index")
 LANGUAGE = (
     "tokenizer", "tokens", "parts", "pretrain", "gate_pretrain", "promote_pretrain", "finetune", "gate_finetune",
     "promote_finetune",

@@ -28,20 +28,21 @@ def small(params: dict) -> None:
         "gates": {"pretrain": {"ceilings": {"loss": 20.0}}, "finetune": {"floors": {"accuracy": 0.0}}},
     }
     params["distill"] |= {
-        "length": 32, "student": {"layers": 1}, "training": {"steps": 2, "batch": 8}, "methods": {"kd": {}},
+        "length": 32, "student": {"layers": 1}, "training": {"steps": 2, "batch": 8}, "methods": {},
         "mixes": {"tiny": {"minilm": {}, "pd": {"weight": 0.5}}}, "chains": {}, "several": {},
-        "teachers": {"small": {"from": "distill", "name": "kd"}, "large": {"from": "finetune", "name": "category"}},
+        "cache": {"store": "float32"},
+        "teachers": {"small": {"from": "mix", "name": "tiny"}, "large": {"from": "finetune", "name": "category"}},
         "gates": dict.fromkeys(STEPS, OPEN),
     }  # fmt: skip
-    params["distill"]["chains"]["half"] = {"teacher": {"from": "distill", "name": "kd"}, "of": {"pd": {}}}
-    params["distill"]["several"]["both"] = {"teachers": ["small", "large"], "by": {"tmkd": {}}}
+    params["distill"]["chains"]["half"] = {"teacher": {"from": "mix", "name": "tiny"}, "of": {"pd": {}}}
+    params["distill"]["several"]["both"] = {"teachers": ["small", "large"], "by": {"tmkd": {}}, "cache": None}
 
 
 def stages(kind: str, name: str) -> set[str]:
     return {f"{step}@{name}" for step in STEPS[kind]}
 
 
-STUDENTS = {"kd": "distill", "tiny": "mix", "half": "chain", "both": "several"}
+STUDENTS = {"tiny": "mix", "half": "chain", "both": "several"}
 ALL = {stage for name, kind in STUDENTS.items() for stage in stages(kind, name)} | {"lent@small", "lent@large"}
 
 
@@ -60,14 +61,17 @@ def stale(checkout: Checkout) -> set[str]:
 
 def test_a_fresh_checkout_distils_everything(checkout):
     assert set(checkout.first) >= ALL
-    assert checkout.first.index("promote_distill@kd") < checkout.first.index("lent@small")
+    assert checkout.first.index("promote_mix@tiny") < checkout.first.index("lent@small")
     for name, kind in STUDENTS.items():
         assert checkout.json(f"artifacts/{kind}/{name}/metrics.json")["export"]["equal"] is True
         assert checkout.json(f"artifacts/language/receipt/{name}.json")["status"] == "promoted"
         assert checkout.champion(f"distill-{name}") == 1
+    kept = checkout.json("artifacts/teacher_cache/mix/tiny/tiny/train/manifest.json")
+    assert kept["facts"]["teacher"] == checkout.json("artifacts/mix/tiny/run.json")["teacher_content"]
+    assert not (checkout.folder / "artifacts/teacher_cache/several").exists()
     both = checkout.json("artifacts/several/both/run.json")
-    assert [each["folder"] for each in both["teachers"]] == ["artifacts/distill/kd", "artifacts/finetune/category"]
-    assert teacher_of(checkout, "half") == "models:/distill-kd/1"
+    assert [each["folder"] for each in both["teachers"]] == ["artifacts/mix/tiny", "artifacts/finetune/category"]
+    assert teacher_of(checkout, "half") == "models:/distill-tiny/1"
     assert teacher_of(checkout, "tiny") == teacher_of(checkout, "both") == "models:/language-category/1"
     assert stale(checkout) == set()
 

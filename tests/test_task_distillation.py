@@ -10,14 +10,14 @@ import sys
 import polars as pl
 import pytest
 import yaml
-from _checkout import RECOMMEND, ROOT, Checkout, copied
+from _checkout import ITEMS, RECOMMEND, ROOT, Checkout, copied
 
 from tasks.curriculum import ELSEWHERE
 
 COLOURS, THINGS = ["red", "green", "blue", "black"], ["lamp", "chair", "table", "shirt"]
 LAYER, SHORT = {"layers": 1}, {"steps": 2, "batch": 8}
 WRITTEN = {
-    "reading": "Entities: none\nQuestion: What is said?\nAnswer: {text}",
+    "reading": "Entities: none\nQuestion: What does {text} say?\nAnswer: {text}",
     "examples": "{example}, number {number}",
     "reasons": "Both speak of {first}.\nVerdict: {word}",
 }
@@ -36,7 +36,7 @@ def small(params: dict) -> None:
     }
     before = {"size": "nano", "data": "corpora", "length": 48, "training": {"steps": 2, "batch": 8}}
     params["language"] = {
-        "tokenizer": {"kind": "wordpiece", "vocabulary": 400, "data": "corpora"},
+        "tokenizer": {"kind": "wordpiece", "vocabulary": 400, "data": "corpora", "sentinels": 4},
         "tokens": ["corpora"],
         "pretrain": {"bert": before, "t5": before},
         "finetune": {
@@ -51,8 +51,9 @@ def small(params: dict) -> None:
         "methods": {}, "gates": {"tasks": {"floors": {"kept": 0.0}, "ceilings": {"latency_ms": 100000, "ratio": 1.0}}},
         "tasks": {"shop": shared | {"student": LAYER, "tasks": {"category": task | {"teachers": ["category"]}}}},
         "of_tasks": {"small": shared | {"tasks": {"category": task | {"teachers": ["shop/tasks/category"]}}}},
-        "served": {"shop-category": {"from": "distill_tasks/shop", "task": "category", "data": "few"}},
-        "readings": {"corpora": {"data": "corpora", "method": "reading", "texts": 40, "writer": writer("reading")}},
+        "served": {"shop_category": {"from": "distill_tasks/shop", "task": "category", "data": "few"}},
+        "readings": {"corpora": {"data": "corpora", "method": "reading", "texts": 40, "heldout": 0.2,
+                                 "writer": writer("reading")}},
         "examples": {"few": {"data": "listings", "classifier": "category", "each": 4, "writer": writer("examples")}},
         "reasons": {"match": {"data": "glue", "says": {"0": "unlike", "1": "alike"}, "writer": writer("reasons")}},
         "relevance": {"match": {"from": "bert", "data": "match", "length": 24, "reasons": 12, "student": LAYER,
@@ -62,18 +63,19 @@ def small(params: dict) -> None:
     }  # fmt: skip
 
 
-LAST = ("promote_tasks@shop-category", "distill_of_tasks@small", "generate_reading@corpora", "distill_relevance@match",
+LAST = ("promote_tasks@shop_category", "distill_of_tasks@small", "generate_reading@corpora", "distill_relevance@match",
         "distill_languages@zh")  # fmt: skip
-ALL = {*LAST, "gate_tasks@shop-category", "distill_tasks@shop", "generate_examples@few", "generate_reasons@match"}
+ALL = {*LAST, "gate_tasks@shop_category", "distill_tasks@shop", "generate_examples@few", "generate_reasons@match"}
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Checkout:
-    made = copied(tmp_path_factory.mktemp("taught") / "rootstock", small, without=RECOMMEND)
+    made = copied(tmp_path_factory.mktemp("taught") / "rootstock", small, without=RECOMMEND + ITEMS)
     pairs = [{"sentence1": f"a {colour} {thing}", "sentence2": f"{thing} in {other}", "label": int(colour == other)}
              for colour in COLOURS for thing in THINGS for other in COLOURS[:3]]  # fmt: skip
     (made.folder / "pairs").mkdir()
-    pl.DataFrame(pairs).write_csv(made.folder / "pairs/train.csv")
+    for split, part in (("train", pairs[:40]), ("dev", pairs[40:])):
+        pl.DataFrame(part).write_csv(made.folder / f"pairs/{split}.csv")
     made.first = made.repro(*LAST)
     return made
 
@@ -104,16 +106,16 @@ def test_a_fresh_checkout_runs_all_that_is_named(checkout):
 
 
 def test_a_task_of_a_shared_student_is_a_version_that_names_its_teacher(checkout):
-    assert checkout.json("artifacts/language/receipt/shop-category.json")["status"] == "promoted"
-    verdict = checkout.json("artifacts/language/gate/shop-category/verdict.json")
+    assert checkout.json("artifacts/language/receipt/shop_category.json")["status"] == "promoted"
+    verdict = checkout.json("artifacts/language/gate/shop_category/verdict.json")
     assert {"kept", "latency_ms", "ratio", "size_mb"} <= set(verdict["model_metrics"])
     code = ("import json; from tasks import track; "
-            "print(json.dumps(track.by_alias('distill-shop-category', 'champion').tags))")  # fmt: skip
+            "print(json.dumps(track.by_alias('distill-shop_category', 'champion').tags))")  # fmt: skip
     told = subprocess.run([sys.executable, "-c", code], cwd=checkout.folder, env=checkout.environment, text=True,
                           check=True, stdout=subprocess.PIPE).stdout  # fmt: skip
     tags = json.loads(told.splitlines()[-1])
     assert tags["teacher"] == "artifacts/finetune/category"  # which is no version in this checkout
-    assert tags["stage"] == "tasks@shop-category"
+    assert tags["stage"] == "tasks@shop_category"
 
 
 def test_one_line_makes_its_own_stages_stale(checkout):
