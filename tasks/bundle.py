@@ -8,7 +8,6 @@ The same weights give the same manifest on every machine: seconds, memory and pa
 identity of a registered version (`content_sha256`).
 """
 
-import ast
 import hashlib
 import shutil
 import sys
@@ -24,9 +23,10 @@ import polars as pl
 from tasks.bundled import PICKLES
 from tasks.command import run
 from tasks.files import read_if_there, read_json, write_json
+from tasks.imports import imported, steps
 from tasks.texts import past
 
-__all__ = ["PICKLES", "PoisonedFolder", "columns_of", "content", "finish", "imported", "load", "pack"]
+__all__ = ["PICKLES", "PoisonedFolder", "columns_of", "content", "finish", "load", "pack"]
 
 BACKBONE_KEYS = ("method", "settings", "sizes", "dense", "tasks")
 HEAD_KEYS = ("task", "settings", "backbone", "offset")
@@ -121,7 +121,7 @@ def _code(module: str, alone: Mapping[str, str]) -> dict[Path, str]:
     """Files to ship -> place in the code folder; imports are followed, so an edit elsewhere makes no new version."""
     root, found = Path(__file__).parent.parent, {}
     first = {root / "tasks" / source: target for source, target in alone.items()}
-    waiting = [name for path in first for name in imported(path)] + _steps(module)
+    waiting = [name for path in first for name in imported(path)] + steps(module)
     while waiting:
         module = waiting.pop()
         base = root / module.replace(".", "/")
@@ -131,23 +131,6 @@ def _code(module: str, alone: Mapping[str, str]) -> dict[Path, str]:
         found[path] = path.relative_to(root).as_posix()
         waiting += imported(path)
     return found | first
-
-
-def imported(path: Path) -> list[str]:
-    """Modules of `models` that a file may import, also inside its functions."""
-    names: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [*_steps(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name.split(".")[0] == "models"]
-
-
-def _steps(module: str) -> list[str]:
-    """models.recommend.ple -> models, models.recommend, models.recommend.ple."""
-    parts = module.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def sha256(path: Path) -> str:

@@ -6,9 +6,9 @@ files has changed, the list comes out as it was, and nothing after it runs.
 
 from pathlib import Path
 
-from tasks.bundle import imported
 from tasks.command import run
 from tasks.files import digest, write_json
+from tasks.imports import imported
 
 __all__ = ["made_of"]
 

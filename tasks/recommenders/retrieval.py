@@ -22,7 +22,7 @@ from tasks.recommenders._family import chosen_keys, fitted, settings_of
 from tasks.settings import SettingsError
 from tasks.training import Trained, Training, train
 
-__all__ = ["Family"]
+__all__ = ["Family", "log_order", "new_items", "read_pairs"]
 
 KEYS = ("method", "data", "pairs", "settings", "training")
 PAIRS = ("events", "item")
@@ -81,14 +81,7 @@ class Family:
 
     def rows(self, split: str) -> pl.DataFrame:
         """A row for each user with a new item in the split: `user`, `history` before it, `truth`."""
-        earlier = ["train"] if split == "val" else ["train", "val"]
-        before = pl.concat([self.pairs[part].select("user", "item") for part in earlier]).unique(maintain_order=True)
-        new = self.pairs[split].select("user", "item").unique(maintain_order=True)
-        new = new.join(before, on=["user", "item"], how="anti", maintain_order="left")
-        truth = new.group_by("user", maintain_order=True).agg(pl.col("item").alias("truth")).sort("user")
-        history = before.group_by("user", maintain_order=True).agg(pl.col("item").alias("history"))
-        rows = truth.join(history, on="user", how="left", maintain_order="left")
-        return rows.select("user", pl.col("history").fill_null([]), "truth")
+        return new_items(self.pairs, split)
 
     def log(self) -> pl.DataFrame:
         return self.pairs["train"].select("user", "item").unique(maintain_order=True)
@@ -112,6 +105,18 @@ class Family:
         rows = self.pairs[split].filter(*known)
         new = rows.join(self.pairs["train"], on=["user", "item"], how="anti")
         return None if new.is_empty() else self._log(new)
+
+
+def new_items(pairs: Mapping[str, pl.DataFrame], split: str) -> pl.DataFrame:
+    """A row for each user with an item in the split that was in none before: `user`, `history` before it, `truth`."""
+    earlier = ["train"] if split == "val" else ["train", "val"]
+    before = pl.concat([pairs[part].select("user", "item") for part in earlier]).unique(maintain_order=True)
+    new = pairs[split].select("user", "item").unique(maintain_order=True)
+    new = new.join(before, on=["user", "item"], how="anti", maintain_order="left")
+    truth = new.group_by("user", maintain_order=True).agg(pl.col("item").alias("truth")).sort("user")
+    history = before.group_by("user", maintain_order=True).agg(pl.col("item").alias("history"))
+    rows = truth.join(history, on="user", how="left", maintain_order="left")
+    return rows.select("user", pl.col("history").fill_null([]), "truth")
 
 
 class Epochs:

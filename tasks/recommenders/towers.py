@@ -30,7 +30,7 @@ from tasks.files import digest, write_text
 from tasks.recommenders._family import chosen_keys, settings_of
 from tasks.recommenders._impressions import impressions
 from tasks.recommenders._item_fields import ItemFields
-from tasks.recommenders.retrieval import log_order, read_pairs
+from tasks.recommenders.retrieval import log_order, new_items, read_pairs
 from tasks.settings import SettingsError
 from tasks.training import Trained, Training, train
 
@@ -105,14 +105,7 @@ class Family:
 
     def rows(self, split: str) -> pl.DataFrame:
         """A row for each user with a new item in the split: `user`, `history` before it, `truth`."""
-        earlier = ["train"] if split == "val" else ["train", "val"]
-        before = pl.concat([self.pairs[part].select("user", "item") for part in earlier]).unique(maintain_order=True)
-        new = self.pairs[split].select("user", "item").unique(maintain_order=True)
-        new = new.join(before, on=["user", "item"], how="anti", maintain_order="left")
-        truth = new.group_by("user", maintain_order=True).agg(pl.col("item").alias("truth")).sort("user")
-        history = before.group_by("user", maintain_order=True).agg(pl.col("item").alias("history"))
-        rows = truth.join(history, on="user", how="left", maintain_order="left")
-        return rows.select("user", pl.col("history").fill_null([]), "truth")
+        return new_items(self.pairs, split)
 
     def log(self) -> pl.DataFrame:
         return self.pairs["train"].select("user", "item").unique(maintain_order=True)
