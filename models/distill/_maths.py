@@ -21,6 +21,7 @@ __all__ = [
     "mask_scores",
     "new_map",
     "score_kl",
+    "score_mse",
     "soft_cross_entropy",
     "token_kl",
     "wide",
@@ -131,7 +132,20 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Mean squared difference of (B, T, D) states over real tokens and features; 0 where there is no token."""
-    return _mean((wide(student[mask]) - wide(teacher[mask])).square(), mask)
+    if not bool(mask.all()):
+        student, teacher = student[mask], teacher[mask]
+    off = F.mse_loss(wide(student), wide(teacher), reduction="sum")
+    return off / max(student.numel(), 1) * weight(mask)
+
+
+def score_mse(student_BHTT: Tensor, teacher_BHTT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean squared difference of scores over heads and pairs of real tokens; 0 where there is none."""
+    pairs_BTT = mask_BT[:, :, None] & mask_BT[:, None, :]
+    student, teacher = student_BHTT, teacher_BHTT
+    if not bool(mask_BT.all()):  # filled, not picked: picking copies what is spread over memory, twice
+        student, teacher = (s.masked_fill(~pairs_BTT[:, None], 0) for s in (student, teacher))
+    off = F.mse_loss(wide(student), wide(teacher), reduction="sum")
+    return off / (pairs_BTT.sum() * student.shape[1]).clamp(min=1) * weight(pairs_BTT)
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from models.distill._maths import score_kl, wide
+from models.distill._relation_kl import relation_kl
 from models.distill._signals import Shape
 from models.distill._step import weight
 
-__all__ = ["divergence", "relation", "split", "teacher_layer"]
+__all__ = ["compared", "divergence", "relation", "split", "teacher_layer"]
 
 
 def relation(x_BHTK: Tensor, y_BHTK: Tensor, mask_BT: Tensor, causal: bool = False) -> Tensor:
@@ -28,6 +29,14 @@ def divergence(student_BHTT: Tensor, teacher_BHTT: Tensor, mask_BT: Tensor) -> T
     kl_BHT = score_kl(student_BHTT, teacher_BHTT)
     kept = kl_BHT.mean(1)[mask_BT]
     return kept.mean() * weight(mask_BT) if kept.numel() else kept.sum()
+
+
+def compared(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], mask_BT: Tensor, causal: bool = False
+) -> Tensor:
+    """`divergence` of `relation`, without ever holding the relations of more than one row."""
+    count = mask_BT.sum() * student[0].shape[1]
+    return relation_kl(student, teacher, mask_BT, causal) / count.clamp(min=1) * weight(mask_BT)
 
 
 def split(x_BHTK: Tensor, heads: int) -> Tensor:

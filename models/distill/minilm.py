@@ -11,7 +11,7 @@ Source: Wang et al., 2020, arXiv:2002.10957, section 3.
 from torch import Tensor
 
 from models.distill._maths import check_heads
-from models.distill._relations import divergence, relation, teacher_layer
+from models.distill._relations import compared, teacher_layer
 from models.distill._signals import Method, Shape, Signals
 
 __all__ = ["MiniLM"]
@@ -43,6 +43,6 @@ class MiniLM(Method):
 
     def forward(self, student: Signals, teacher: Signals) -> Tensor:
         ends = ((student, -1), (teacher, self.layer))
-        attention = [relation(s.query[m], s.key[m], s.mask, self.causal) for s, m in ends]
-        values = [relation(s.value[m], s.value[m], s.mask, self.causal) for s, m in ends]
-        return divergence(*attention, student.mask) + divergence(*values, student.mask)
+        attention = [(s.query[m], s.key[m]) for s, m in ends]
+        values = [(s.value[m], s.value[m]) for s, m in ends]
+        return sum(compared(*pair, student.mask, self.causal) for pair in (attention, values))

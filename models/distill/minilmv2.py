@@ -8,7 +8,7 @@ Source: Wang et al., 2020, arXiv:2012.15828.
 
 from torch import Tensor
 
-from models.distill._relations import divergence, relation, split, teacher_layer
+from models.distill._relations import compared, split, teacher_layer
 from models.distill._signals import Method, Shape, Signals
 
 __all__ = ["MiniLMv2"]
@@ -54,4 +54,4 @@ class MiniLMv2(Method):
 
     def _compare(self, student: Signals, teacher: Signals, name: str) -> Tensor:
         cut = [split(getattr(s, name)[m], self.heads) for s, m in ((student, -1), (teacher, self.layer))]
-        return divergence(*(relation(x, x, student.mask, self.causal) for x in cut), student.mask)
+        return compared(*((x, x) for x in cut), student.mask, self.causal)

@@ -10,7 +10,7 @@ Source: Jiao et al., 2019, arXiv:1909.10351.
 
 from torch import Tensor
 
-from models.distill._maths import check_heads, layer_map, masked_mse, new_map, soft_cross_entropy
+from models.distill._maths import check_heads, layer_map, masked_mse, new_map, score_mse, soft_cross_entropy
 from models.distill._signals import Method, Shape, Signals
 
 __all__ = ["TinyBERT"]
@@ -45,10 +45,8 @@ class TinyBERT(Method):
     def forward(self, student: Signals, teacher: Signals) -> Tensor:
         if self.stage == "logits":
             return soft_cross_entropy(student.task, teacher.task).mean()
-        pairs_BTT = student.mask[:, :, None] & student.mask[:, None, :]
         attention = sum(
-            masked_mse(student.scores[m].permute(0, 2, 3, 1), teacher.scores[g - 1].permute(0, 2, 3, 1), pairs_BTT)
-            for m, g in enumerate(self.map)
+            score_mse(student.scores[m], teacher.scores[g - 1], student.mask) for m, g in enumerate(self.map)
         )
         states = sum(
             masked_mse(self.project(student.level(m)), teacher.level(g), student.mask)
