@@ -25,7 +25,7 @@ __all__ = ["copy_files", "dataset", "fetch"]
 SUFFIXES = (".parquet", ".csv", ".tsv", ".txt", ".json", ".jsonl", ".csv.gz", ".tsv.gz", ".txt.gz", ".jsonl.gz")
 DRIFT = 0.25  # see tasks.validate; a dataset's `drift` overrides it
 # Settings of a dataset that are not its module's fetch(): this unit or ingest reads them.
-ELSEWHERE = ("source", "drift", "split", "idle_minutes", "since", "until", "heldout", "pairs")
+ELSEWHERE = ("source", "drift", "split", "idle_minutes", "since", "until", "heldout")
 
 
 def fetch(name: str, settings: dict, landing: str | Path, report: str | Path) -> dict:

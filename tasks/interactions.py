@@ -181,10 +181,10 @@ def _numbered(pairs: pl.DataFrame, name: str) -> pl.DataFrame:
 
 def main(address: str, raw: str, out: str) -> None:
     """python -m tasks.interactions params.yaml:datasets.interactions data/interactions artifacts/ingest/interactions"""
-    settings = read(address).get("pairs", {})
+    settings = read(address).get("split", {})
     if unknown := sorted(set(settings) - {"how", "seed", "val", "least"}):
         words = ", ".join(unknown)
-        raise SettingsError(f"{address}.pairs has unknown settings: {words}; it takes how, seed, val, least")
+        raise SettingsError(f"{address}.split has unknown settings: {words}; it takes how, seed, val, least")
     found = interactions(dataset(address.rpartition(".")[2]).read(Path(raw)), out, **settings)
     sizes = ", ".join(f"{split} {pairs}" for split, pairs in found["pairs"].items())
     print(f"{out}: {found['users']} users, {found['items']} items, {sum(found['pairs'].values())} pairs ({sizes})")

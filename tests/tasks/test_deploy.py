@@ -41,7 +41,7 @@ def deployments() -> dict[str, dict]:
 def test_every_deployment_is_a_flow():
     from prefect import Flow
 
-    assert set(deployments()) == {"data", "distill", "language", "recommend", "watch"}
+    assert set(deployments()) == {"data", "distill", "language", "recommend", "recommenders", "watch"}
     for name, entry in deployments().items():
         file, flow = entry["entrypoint"].split(":")
         assert isinstance(getattr(import_module(f"flows.{Path(file).stem}"), flow), Flow), name

@@ -218,11 +218,11 @@ def test_settings_that_name_absent_files_are_refused(tmp_path):
 def test_the_command_reads_its_settings(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     raw(tmp_path / "raw", log={"user": [1] * 9 + [2] * 4, "item": [*range(9), *range(4)]})
-    (tmp_path / "params.yaml").write_text("datasets: {interactions: {pairs: {seed: 5}}}\n")
+    (tmp_path / "params.yaml").write_text("datasets: {interactions: {split: {seed: 5}}}\n")
     main("params.yaml:datasets.interactions", "raw", "out")
     assert capsys.readouterr().out == "out: 2 users, 9 items, 13 pairs (train 9, val 2, test 2)\n"
     assert json.loads(Path("out/manifest.json").read_text())["settings"]["seed"] == 5
-    (tmp_path / "params.yaml").write_text("datasets: {interactions: {pairs: {split: 5}}}\n")
+    (tmp_path / "params.yaml").write_text("datasets: {interactions: {split: {ratio: 5}}}\n")
     with pytest.raises(SettingsError, match="split"):
         main("params.yaml:datasets.interactions", "raw", "out")
 

@@ -196,7 +196,8 @@ def test_refusals(log, change, message):
 
 
 def test_a_log_of_ids_is_refused(log, tmp_path):
-    (tmp_path / "train.parquet").write_bytes(b"")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/train.parquet").write_bytes(b"")
     with pytest.raises(SettingsError, match="take a method of retrieval/"):
         towers.Family("pair", "two_tower", ENTRY, tmp_path)
     with pytest.raises(SettingsError, match="event or dwell"):
