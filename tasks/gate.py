@@ -23,7 +23,7 @@ from tasks.batches import load_split
 from tasks.checkpoint import tensor_digest
 from tasks.command import run
 from tasks.files import digest, new_folder, read_json, write_json, write_text
-from tasks.judge import PER_TASK, judge, rules_for
+from tasks.judge import PER_TASK, attempts, failures, judge, rules_for
 from tasks.labels import read_tasks
 from tasks.settings import read
 from tasks.texts import text_of
@@ -95,15 +95,7 @@ def _gather(
     """Everything the rules are applied to; what cannot be gathered is a fault, and a fault closes the gate."""
     faults: dict[str, str] = {}
 
-    def attempt(what: str, gather: Callable, otherwise):
-        try:
-            return gather()
-        except (track.RegistryUnreachable, OSError):
-            raise  # nothing can be said about the candidate
-        except Exception as error:  # whatever the candidate does, it does not crash the gate: it closes it
-            faults[what] = f"{type(error).__name__}: {str(error)[:400] or 'no message'}"
-            return otherwise
-
+    attempt = attempts(faults, fatal=(track.RegistryUnreachable, OSError))
     about = read_json(backbone / "backbone.json")
     if head:
         tuned = read_json(head / "head.json")
@@ -380,11 +372,10 @@ def main(
     """python -m tasks.gate params.yaml:gates NAME INGEST FEATURES VECTORS BACKBONE OUT [HEAD]"""
     folders = map(Path, (ingest, features, backbone, out))
     verdict = gate(read(address), name, *folders, Path(head) if head else None, Path(vectors))
-    failed = [check for check in verdict["checks"] if check["passed"] is False]
     state = "open" if verdict["passed"] else "CLOSED"
     print(f"gate of {name}: {state}, {len(verdict['checks'])} checks on {verdict['rows']} rows; see {out}/verdict.html")
-    for check in failed:
-        print(f"  {check['name']}: {check['reason']}")
+    for line in failures(verdict):
+        print(f"  {line}")
 
 
 if __name__ == "__main__":

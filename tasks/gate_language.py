@@ -16,7 +16,7 @@ import polars as pl
 from tasks import flavor, fresh, page, track
 from tasks.command import run
 from tasks.files import new_folder, read_json, write_json, write_text
-from tasks.judge import Check, compare, finite, merged, number
+from tasks.judge import Check, compare, failures, finite, merged, number, rule_faults
 from tasks.rescore import NotComparable, OtherRows, paired, rescore
 from tasks.settings import SettingsError, read
 
@@ -54,9 +54,7 @@ def rules_for(gates: Mapping, kind: str, name: str) -> dict:
     if name in PARTS:
         raise SettingsError(f"a language model cannot be called {name!r}: below `gates` that is a kind of them")
     rules = merged(gates.get(kind) or {}, gates.get(name) or {})
-    faults = [f"there is no rule {key!r}; the rules are {', '.join(KEYS)}" for key in rules if key not in KEYS]
-    faults += [f"{side}.{metric}: {bound!r} is no number" for side in ("floors", "ceilings")
-               for metric, bound in (rules.get(side) or {}).items() if number(bound) is None]  # fmt: skip
+    faults = rule_faults(rules, KEYS)
     wanted = rules.get("improvement")
     if wanted and (not isinstance(wanted.get("metric"), str) or number(wanted.get("margin")) is None):
         faults.append(f"improvement needs a metric and a margin that is a number, got {wanted!r}")
@@ -250,9 +248,8 @@ def main(address: str, kind: str, name: str, made: str, data: str, out: str) -> 
     verdict = gate_language(read(address), kind, name, Path(made), Path(data), Path(out))
     state = "open" if verdict["passed"] else "CLOSED"
     print(f"gate of {verdict['model']}: {state}, {len(verdict['checks'])} checks; see {out}/verdict.html")
-    for check in verdict["checks"]:
-        if check["passed"] is False:
-            print(f"  {check['name']}: {check['reason']}")
+    for line in failures(verdict):
+        print(f"  {line}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import polars as pl
 from tasks import flavor, page, track
 from tasks.command import run
 from tasks.files import new_folder, write_json, write_text
-from tasks.judge import Check, compare, finite, merged, number
+from tasks.judge import Check, compare, failures, finite, merged, number
 from tasks.listing_encoder import Asked
 from tasks.settings import SettingsError, read
 from tasks.texts import TextEncoder, UnreadableEncoder, text_of
@@ -184,9 +184,8 @@ def main(address: str, name: str, features: str, made: str, out: str) -> None:
         f"{key} {value:.4g}" for key, value in (verdict["metrics"]["listings"] | verdict["model_metrics"]).items()
     )
     print(f"gate of {name} as {track.LISTINGS}: {state}; {told}; see {out}/verdict.html")
-    for check in verdict["checks"]:
-        if check["passed"] is False:
-            print(f"  {check['name']}: {check['reason']}")
+    for line in failures(verdict):
+        print(f"  {line}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ is a result (exit 0): verdict.json for the promotion, verdict.html for a person.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +20,7 @@ from models.recommend._summary import compare
 from tasks import bundle, fresh, page, plots, track
 from tasks.command import run
 from tasks.files import new_folder, read_json, write_json, write_text
-from tasks.judge import Check, finite, merged, number
+from tasks.judge import Check, attempts, failures, finite, merged, number, rule_faults
 from tasks.judge import compare as bounded
 from tasks.judge_lists import judge_lists
 from tasks.recommender import kind_of, load, rows_digest
@@ -46,9 +46,7 @@ def rules_for(gates: Mapping, name: str) -> dict:
         SettingsError: a key that does not exist, or a bound that is not a number; names all of them.
     """
     rules = merged(gates.get("default") or {}, gates.get(name) or {})
-    faults = [f"there is no rule {key!r}; the rules are {', '.join(KEYS)}" for key in rules if key not in KEYS]
-    faults += [f"{side}.{metric}: {bound!r} is no number" for side in ("floors", "ceilings")
-               for metric, bound in (rules.get(side) or {}).items() if number(bound) is None]  # fmt: skip
+    faults = rule_faults(rules, KEYS)
     compared = {f"above.{floor}": wanted for floor, wanted in (rules.get("above") or {}).items()}
     faults += [f"{place}: nothing is measured beside a recommender but popularity" for place in compared
                if place != "above.popularity"]  # fmt: skip
@@ -86,14 +84,16 @@ def gate_recommender(gates: Mapping, entries: Mapping, name: str, ingest: Path, 
     family = import_module(f"tasks.recommenders.{kind}").Family(name, method, entries[name], ingest)
     requests, log, at = family.rows("test"), family.log(), tuple(about["at"])
     evidence = {"metrics": found["test"], "faults": {}, "facts": {}, "model": {}, "intervals": {}, "champion": None}
-    attempt = _attempts(evidence["faults"])
+    attempt = attempts(evidence["faults"], fatal=(track.RegistryUnreachable, OSError))
     same = rows_digest(requests) == about["requests_sha256"]
     evidence["facts"]["measured on these requests"] = same, "the same" if same else "the data changed: train it again"
     served = attempt("the model loads", lambda: load(made / "packed"), None)
     mine = None
     if served is not None:
         evidence["model"] = attempt("latency", lambda: _speed(served, requests, made), {})
-        mine = attempt("the model answers", lambda: _measured(served.lists(requests, max(at)), requests, log, at), None)
+        mine = attempt(
+            "the model answers", lambda: judge_lists(served.lists(requests, max(at)), requests, log, at), None
+        )
     if mine is not None:
         off = max(abs(mine[1][key] - value) for key, value in found["test"].items() if value is not None)
         told = f"its metrics differ by at most {off:.2g}"
@@ -173,25 +173,6 @@ def _difference(name: str, wanted: Mapping, interval: tuple[float, float, float]
     return Check(name, passed, low, margin, f"{text}; its low end {'is not' if passed else 'is'} below {margin:+.4f}")
 
 
-def _attempts(faults: dict[str, str]) -> Callable:
-    """What cannot be gathered is a fault, and a fault closes the gate."""
-
-    def attempt(what: str, gather: Callable, otherwise):
-        try:
-            return gather()
-        except (track.RegistryUnreachable, OSError):
-            raise  # nothing can be said about the candidate
-        except Exception as error:  # whatever the candidate does, it does not crash the gate: it closes it
-            faults[what] = f"{type(error).__name__}: {str(error)[:400] or 'no message'}"
-            return otherwise
-
-    return attempt
-
-
-def _measured(lists: pl.DataFrame, requests: pl.DataFrame, log: pl.DataFrame, at: tuple[int, ...]):
-    return judge_lists(lists, requests, log, at)
-
-
 def _speed(served, requests: pl.DataFrame, made: Path) -> dict[str, float]:
     """Milliseconds of one request, lists per second of all of them, and the size of what is served."""
     times = []
@@ -237,9 +218,8 @@ def main(address: str, name: str, ingest: str, made: str, out: str) -> None:
     verdict = gate_recommender(chosen.get("gates"), chosen["models"], name, Path(ingest), Path(made), Path(out))
     state = "open" if verdict["passed"] else "CLOSED"
     print(f"gate of {verdict['model']}: {state}, {len(verdict['checks'])} checks; see {out}/verdict.html")
-    for check in verdict["checks"]:
-        if check["passed"] is False:
-            print(f"  {check['name']}: {check['reason']}")
+    for line in failures(verdict):
+        print(f"  {line}")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ mistake in the settings, not in the model, and is raised.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tasks.settings import SettingsError
 
-__all__ = ["PER_TASK", "Check", "compare", "finite", "judge", "merged", "number", "rules_for"]
+__all__ = [
+    "PER_TASK", "Check", "attempts", "compare", "failures", "finite", "judge", "merged", "number", "rule_faults",
+    "rules_for",
+]  # fmt: skip
 
 PER_TASK = ("auc", "logloss", "calibration", "calibration_error")
 OF_MODEL = ("latency_ms", "rows_per_second", "size_mb")
@@ -104,6 +107,38 @@ def compare(name: str, value: object, bound: float, side: str) -> Check:
     passed = known >= bound if side == "floors" else known <= bound
     sign = (">=" if passed else "<") if side == "floors" else ("<=" if passed else ">")
     return Check(name, passed, known, bound, f"{known:.6g} {sign} {bound:.6g}")
+
+
+def failures(verdict: Mapping) -> list[str]:
+    """Why a gate is closed, a line for each failed check of its verdict.json."""
+    return [f"{check['name']}: {check['reason']}" for check in verdict["checks"] if check["passed"] is False]
+
+
+def attempts(faults: dict[str, str], fatal: tuple[type[Exception], ...]) -> Callable:
+    """`attempt(what, gather, otherwise)`: what cannot be gathered is a fault, and a fault closes the gate.
+
+    Args:
+        faults: takes what failed, and why.
+        fatal: errors that say nothing about the candidate; they are raised.
+    """
+
+    def attempt(what: str, gather: Callable, otherwise):
+        try:
+            return gather()
+        except fatal:
+            raise
+        except Exception as error:  # whatever the candidate does, it does not crash the gate: it closes it
+            faults[what] = f"{type(error).__name__}: {str(error)[:400] or 'no message'}"
+            return otherwise
+
+    return attempt
+
+
+def rule_faults(rules: Mapping, keys: Sequence[str]) -> list[str]:
+    """What is wrong with a gate's rules whatever they are about: unknown keys, and bounds that are no numbers."""
+    faults = [f"there is no rule {key!r}; the rules are {', '.join(keys)}" for key in rules if key not in keys]
+    return faults + [f"{side}.{metric}: {bound!r} is no number" for side in ("floors", "ceilings")
+                     for metric, bound in (rules.get(side) or {}).items() if number(bound) is None]  # fmt: skip
 
 
 def finite(name: str, value: object) -> Check:

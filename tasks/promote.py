@@ -6,7 +6,7 @@ head is promoted only on a backbone that is registered, so that its parent can b
 """
 
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,10 +16,11 @@ import polars as pl
 from tasks import bundle, fresh, plots, track
 from tasks.command import run
 from tasks.files import digest, read_if_there, read_json, write_json
+from tasks.judge import failures
 
 __all__ = [
-    "ATTACHED", "ReplayFailed", "StaleVerdict", "changes", "crown", "git_state", "promote", "refuse_stale", "reject",
-    "replay",
+    "ATTACHED", "ReplayFailed", "StaleVerdict", "candidate", "carry_out", "changes", "git_state", "promote", "replay",
+    "tell",
 ]  # fmt: skip
 
 EXAMPLES = 8
@@ -47,31 +48,80 @@ def promote(name: str, judged: Path, features: Path, backbone: Path, receipt: Pa
         RegistryUnreachable: nothing happened.
     """
     verdict = read_json(judged / "verdict.json")
-    model = track.check_name(f"recommend-{name}")
     about = read_json(backbone / "backbone.json")
     with TemporaryDirectory() as place:
         packed = Path(place) / "packed"
         packed.mkdir()
         content = bundle.pack(backbone, head, packed)
-        if content != verdict["candidate"]:
-            raise StaleVerdict(f"{judged}/verdict.json judged {verdict['candidate'][:12]}, the artefacts are now "
-                               f"{content[:12]}; run the gate of {name} again")  # fmt: skip
-        champion = track.by_alias(model, "champion")
         parent = track.find("recommend-backbone", "weights_sha256", about["sha256"]) if head else None
-        reasons = [f"{check['name']}: {check['reason']}" for check in verdict["checks"] if check["passed"] is False]
-        if head and parent is None:
-            reasons.append("the backbone it was tuned on is not registered; look at the gate of the backbone")
-        record = _record(name, content, verdict, judged, about, backbone, head, parent, champion)
-        if reasons:
-            done = {"status": "rejected", "reasons": reasons, "run": reject(model, record)}
-        else:
-            refuse_stale(verdict, judged, champion, content)
-            version = track.find(model, "content_sha256", content)
-            version = version or _register(model, record, packed, features, backbone)
-            done = crown(version, champion, lambda made: _replayed(made, verdict))
+        lost = "the backbone it was tuned on is not registered; look at the gate of the backbone"
+        return carry_out(
+            track.check_name(f"recommend-{name}"), verdict, judged, content, receipt,
+            record=lambda champion: _record(name, content, verdict, judged, about, backbone, head, parent, champion),
+            register=lambda model, record: _register(model, record, packed, features, backbone),
+            replayed=lambda made: _replayed(made, verdict),
+            again=f"run the gate of {name} again",
+            also=[lost] if head and parent is None else [],
+        )  # fmt: skip
+
+
+def carry_out(
+    model: str,
+    verdict: Mapping,
+    judged: Path,
+    content: str,
+    receipt: Path,
+    record: Callable[[track.Version | None], dict],
+    register: Callable[[str, dict], track.Version],
+    replayed: Callable[[track.Version], dict],
+    again: str,
+    also: Sequence[str] = (),
+) -> dict:
+    """What every promotion does with a verdict: reject, or register and crown.
+
+    Args:
+        model: the registered model's name.
+        judged: the folder of the verdict.
+        content: SHA-256 of what would be registered now.
+        receipt: file that takes what is returned.
+        record: of the champion, or None -> what is written to the run, whatever becomes of it.
+        register: model and record -> the new version; not asked where there is one of this content.
+        replayed: see `crown`.
+        again: what to do when the verdict is about other bytes.
+        also: reasons to reject besides the failed checks.
+
+    Returns:
+        The receipt: status, version, run, champion, model, content, and reasons.
+
+    Raises:
+        StaleVerdict: it is about other bytes, or against another champion.
+        RegistryUnreachable: nothing happened.
+    """
+    if content != verdict["candidate"]:
+        raise StaleVerdict(f"{judged}/verdict.json judged {verdict['candidate'][:12]}, the artefacts are now "
+                           f"{content[:12]}; {again}")  # fmt: skip
+    champion = track.by_alias(model, "champion")
+    reasons = [*failures(verdict), *also]
+    written = record(champion)
+    if reasons:
+        done = {"status": "rejected", "reasons": reasons, "run": reject(model, written)}
+    else:
+        refuse_stale(verdict, judged, champion, content)
+        version = track.find(model, "content_sha256", content) or register(model, written)
+        done = crown(version, champion, replayed)
     done |= {"model": model, "content": content, "champion": done.get("champion", champion and champion.number)}
     write_json(receipt, done)
     return done
+
+
+def tell(done: Mapping) -> None:
+    """Print a receipt: what became of the candidate, who is the champion, and why."""
+    version = f" version {done['version']}" if "version" in done else ""
+    champion = f"champion: version {done['champion']}" if done["champion"] else "no champion yet"
+    print(
+        f"{done['model']}:{version} {done['status']}; {champion}"
+        + "".join(f"\n  {reason}" for reason in done.get("reasons", []))
+    )
 
 
 def replay(version: track.Version, budget_ms: float | None = None) -> dict:
@@ -189,18 +239,31 @@ def _register(model: str, record: dict, packed: Path, features: Path, backbone: 
     chosen = np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).astype(int)
     example = rows[chosen].cast({name: kind for name, (kind, _) in columns.items()})
     expected = bundle.load(packed).predict(None, example.to_pandas())
-    known = {"kind": "candidate", "content_sha256": record["tags"]["content_sha256"]}
-    logged = track.find_run(**known)  # a process may have died between its run and its version
-    if logged is None:
-        with TemporaryDirectory() as folder:
-            example.write_parquet(Path(folder) / "rows.parquet")
-            pl.from_pandas(expected).write_parquet(Path(folder) / "expected.parquet")
-            files = record["files"] | {"replay": Path(folder)}
-            logged = track.log_run(f"{model} candidate", **record | {"tags": record["tags"] | known, "files": files})
+    logged = candidate(model, record, example, pl.from_pandas(expected))
     inputs = {name: (str(kind), nullable) for name, (kind, nullable) in columns.items()}
     return track.register(
         logged, model, packed, inputs, example.to_pandas(), expected, record["metrics"], record["tags"]
     )
+
+
+def candidate(
+    model: str, record: dict, example: pl.DataFrame | None = None, expected: pl.DataFrame | None = None
+) -> str:
+    """The run of a candidate of this model and content, made unless a process died between it and its version.
+
+    Args:
+        example, expected: what a replay asks, and what must be answered.
+    """
+    known = {"kind": "candidate", "content_sha256": record["tags"]["content_sha256"], "model": model}
+    if logged := track.find_run(**known):
+        return logged
+    with TemporaryDirectory() as folder:
+        files = dict(record["files"])
+        if example is not None:
+            example.write_parquet(Path(folder) / "rows.parquet")
+            expected.write_parquet(Path(folder) / "expected.parquet")
+            files["replay"] = Path(folder)
+        return track.log_run(f"{model} candidate", **record | {"tags": record["tags"] | known, "files": files})
 
 
 def crown(version: track.Version, champion, replayed: Callable[[track.Version], dict]) -> dict:
@@ -269,13 +332,7 @@ def changes(champion, params: dict, metrics: dict) -> str:
 
 def main(name: str, judged: str, features: str, backbone: str, receipt: str, head: str | None = None) -> None:
     """python -m tasks.promote NAME GATE_FOLDER FEATURES BACKBONE RECEIPT.json [HEAD]"""
-    done = promote(name, Path(judged), Path(features), Path(backbone), Path(receipt), Path(head) if head else None)
-    version = f" version {done['version']}" if "version" in done else ""
-    champion = f"champion: version {done['champion']}" if done["champion"] else "no champion yet"
-    print(
-        f"{done['model']}:{version} {done['status']}; {champion}"
-        + "".join(f"\n  {reason}" for reason in done.get("reasons", []))
-    )
+    tell(promote(name, Path(judged), Path(features), Path(backbone), Path(receipt), Path(head) if head else None))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ import polars as pl
 
 from tasks import flavor, fresh, track
 from tasks.command import run
-from tasks.files import digest, read_json, write_json
+from tasks.files import digest, read_json
 from tasks.gate_language import PARTS, registered
-from tasks.promote import ATTACHED, ReplayFailed, StaleVerdict, changes, crown, git_state, refuse_stale, reject
+from tasks.promote import ATTACHED, ReplayFailed, candidate, carry_out, changes, git_state, tell
 
-__all__ = ["promote_language", "replay"]
+__all__ = ["promote_language", "register", "replay", "replayed"]
 
 ALIKE = 1e-5  # of the largest answer: the same weights in another process, whose sums may be cut otherwise
 EVIDENCE = ("metrics.json", "run.json", "recipe.json", "predictions.parquet", "extra/predictions.parquet")
@@ -39,24 +39,25 @@ def promote_language(kind: str, name: str, judged: Path, made: Path, receipt: Pa
         RegistryUnreachable: nothing happened.
     """
     verdict = read_json(judged / "verdict.json")
-    model = registered(kind, name)
     flavor.check_folder(made / "model")
     content = flavor.content(made / "model")
-    if content != verdict["candidate"]:
-        raise StaleVerdict(f"{judged}/verdict.json judged {verdict['candidate'][:12]}, {made}/model is now "
-                           f"{content[:12]}; run the gate of {name} again")  # fmt: skip
-    champion = track.by_alias(model, "champion")
-    reasons = [f"{check['name']}: {check['reason']}" for check in verdict["checks"] if check["passed"] is False]
-    record = _record(kind, name, content, verdict, judged, made, champion)
-    if reasons:
-        done = {"status": "rejected", "reasons": reasons, "run": reject(model, record)}
-    else:
-        refuse_stale(verdict, judged, champion, content)
-        version = track.find(model, "content_sha256", content) or _register(model, record, made)
-        done = crown(version, champion, lambda made: {"replay_difference": f"{replay(made):.2g}"})
-    done |= {"model": model, "content": content, "champion": done.get("champion", champion and champion.number)}
-    write_json(receipt, done)
-    return done
+    return carry_out(
+        registered(kind, name), verdict, judged, content, receipt,
+        record=lambda champion: _record(kind, name, content, verdict, judged, made, champion),
+        register=lambda model, record: register(model, record, made),
+        replayed=replayed,
+        again=f"run the gate of {name} again",
+    )  # fmt: skip
+
+
+def register(model: str, record: dict, made: Path) -> track.Version:
+    """The folder `made`/model as the next version."""
+    return track.register_folder(candidate(model, record), model, made / "model", record["metrics"], record["tags"])
+
+
+def replayed(version: track.Version) -> dict[str, str]:
+    """Replay a version; the tag that says how near it came."""
+    return {"replay_difference": f"{replay(version):.2g}"}
 
 
 def replay(version: track.Version) -> float:
@@ -126,22 +127,9 @@ def _teacher(about: Mapping) -> str:
     return version.uri if version else str(folder)
 
 
-def _register(model: str, record: dict, made: Path) -> track.Version:
-    known = {"kind": "candidate", "content_sha256": record["tags"]["content_sha256"]}
-    logged = track.find_run(**known)  # a process may have died between its run and its version
-    logged = logged or track.log_run(f"{model} candidate", **record | {"tags": record["tags"] | known})
-    return track.register_folder(logged, model, made / "model", record["metrics"], record["tags"])
-
-
 def main(kind: str, name: str, judged: str, made: str, receipt: str) -> None:
     """python -m tasks.promote_language pretrain|finetune|distill|mix|... NAME GATE_FOLDER MADE RECEIPT.json"""
-    done = promote_language(kind, name, Path(judged), Path(made), Path(receipt))
-    version = f" version {done['version']}" if "version" in done else ""
-    champion = f"champion: version {done['champion']}" if done["champion"] else "no champion yet"
-    print(
-        f"{done['model']}:{version} {done['status']}; {champion}"
-        + "".join(f"\n  {reason}" for reason in done.get("reasons", []))
-    )
+    tell(promote_language(kind, name, Path(judged), Path(made), Path(receipt)))
 
 
 if __name__ == "__main__":

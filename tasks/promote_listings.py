@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tasks import flavor, track
 from tasks.command import run
-from tasks.files import digest, read_if_there, read_json, write_json
-from tasks.promote import ATTACHED, StaleVerdict, changes, crown, git_state, refuse_stale, reject
-from tasks.promote_language import replay
+from tasks.files import digest, read_if_there, read_json
+from tasks.promote import ATTACHED, carry_out, changes, git_state, tell
+from tasks.promote_language import register, replayed
 
 __all__ = ["promote_listings"]
 
@@ -35,24 +35,16 @@ def promote_listings(name: str, stage: str, judged: Path, made: Path, receipt: P
         ReplayFailed: registered as challenger, but not fit to serve; the champion is as it was.
         RegistryUnreachable: nothing happened.
     """
-    verdict, model = read_json(judged / "verdict.json"), track.LISTINGS
+    verdict = read_json(judged / "verdict.json")
     flavor.check_folder(made / "model")
     content = flavor.content(made / "model")
-    if content != verdict["candidate"]:
-        raise StaleVerdict(f"{judged}/verdict.json judged {verdict['candidate'][:12]}, {made}/model is now "
-                           f"{content[:12]}; run `dvc repro gate_listings@{name}`")  # fmt: skip
-    champion = track.by_alias(model, "champion")
-    reasons = [f"{check['name']}: {check['reason']}" for check in verdict["checks"] if check["passed"] is False]
-    record = _record(name, stage, content, verdict, judged, made, champion)
-    if reasons:
-        done = {"status": "rejected", "reasons": reasons, "run": reject(model, record)}
-    else:
-        refuse_stale(verdict, judged, champion, content)
-        version = track.find(model, "content_sha256", content) or _register(model, record, made)
-        done = crown(version, champion, lambda made: {"replay_difference": f"{replay(made):.2g}"})
-    done |= {"model": model, "content": content, "champion": done.get("champion", champion and champion.number)}
-    write_json(receipt, done)
-    return done
+    return carry_out(
+        track.LISTINGS, verdict, judged, content, receipt,
+        record=lambda champion: _record(name, stage, content, verdict, judged, made, champion),
+        register=lambda model, record: register(model, record, made),
+        replayed=replayed,
+        again=f"run `dvc repro gate_listings@{name}`",
+    )  # fmt: skip
 
 
 def _record(name, stage, content, verdict: Mapping, judged: Path, made: Path, champion) -> dict:
@@ -79,20 +71,9 @@ def _record(name, stage, content, verdict: Mapping, judged: Path, made: Path, ch
     return {"params": params, "metrics": metrics, "files": files, "tags": tags}
 
 
-def _register(model: str, record: dict, made: Path) -> track.Version:
-    known = {"kind": "candidate", "content_sha256": record["tags"]["content_sha256"], "model": model}
-    logged = track.find_run(**known)  # a process may have died between its run and its version
-    logged = logged or track.log_run(f"{model} candidate", **record | {"tags": record["tags"] | known})
-    return track.register_folder(logged, model, made / "model", record["metrics"], record["tags"])
-
-
 def main(name: str, stage: str, judged: str, made: str, receipt: str) -> None:
     """python -m tasks.promote_listings NAME STAGE GATE_FOLDER MADE RECEIPT.json"""
-    done = promote_listings(name, stage, Path(judged), Path(made), Path(receipt))
-    version = f" version {done['version']}" if "version" in done else ""
-    champion = f"champion: version {done['champion']}" if done["champion"] else "no champion yet"
-    print(f"{done['model']}:{version} {done['status']}; {champion}"
-          + "".join(f"\n  {reason}" for reason in done.get("reasons", [])))  # fmt: skip
+    tell(promote_listings(name, stage, Path(judged), Path(made), Path(receipt)))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ import polars as pl
 
 from tasks import bundle, fresh, track
 from tasks.command import run
-from tasks.files import digest, read_json, write_json
+from tasks.files import digest, read_json
 from tasks.gate_recommender import registered
-from tasks.promote import ATTACHED, ReplayFailed, StaleVerdict, changes, crown, git_state, refuse_stale, reject
+from tasks.promote import ATTACHED, ReplayFailed, candidate, carry_out, changes, git_state, tell
 from tasks.recommender import load
 
 __all__ = ["promote_recommender", "replay"]
 
-EXAMPLES = 8
 ALIKE = 1e-5  # of a score: the same weights in another process, whose sums may be cut otherwise
 EVIDENCE = ("metrics.json", "run.json", "requests.parquet")
 
@@ -36,23 +35,15 @@ def promote_recommender(name: str, judged: Path, made: Path, receipt: Path) -> d
         ReplayFailed: registered as challenger, but not fit to serve; the champion is as it was.
         RegistryUnreachable: nothing happened.
     """
-    verdict, model = read_json(judged / "verdict.json"), registered(name)
+    verdict = read_json(judged / "verdict.json")
     content = bundle.sha256(made / "packed/bundle/manifest.json")
-    if content != verdict["candidate"]:
-        raise StaleVerdict(f"{judged}/verdict.json judged {verdict['candidate'][:12]}, {made}/packed is now "
-                           f"{content[:12]}; run the gate of {name} again")  # fmt: skip
-    champion = track.by_alias(model, "champion")
-    reasons = [f"{check['name']}: {check['reason']}" for check in verdict["checks"] if check["passed"] is False]
-    record = _record(name, content, verdict, judged, made, champion)
-    if reasons:
-        done = {"status": "rejected", "reasons": reasons, "run": reject(model, record)}
-    else:
-        refuse_stale(verdict, judged, champion, content)
-        version = track.find(model, "content_sha256", content) or _register(model, record, made)
-        done = crown(version, champion, lambda made: {"replay_row_ms": f"{replay(made)['row_ms']:.2f}"})
-    done |= {"model": model, "content": content, "champion": done.get("champion", champion and champion.number)}
-    write_json(receipt, done)
-    return done
+    return carry_out(
+        registered(name), verdict, judged, content, receipt,
+        record=lambda champion: _record(name, content, verdict, judged, made, champion),
+        register=lambda model, record: _register(model, record, made),
+        replayed=lambda version: {"replay_row_ms": f"{replay(version)['row_ms']:.2f}"},
+        again=f"run the gate of {name} again",
+    )  # fmt: skip
 
 
 def replay(version: track.Version) -> dict:
@@ -134,14 +125,7 @@ def _spelled(metric: str) -> str:
 def _register(model: str, record: dict, made: Path) -> track.Version:
     requests = pl.read_parquet(made / "packed/example.parquet")
     expected = load(made / "packed").predict(None, requests.to_pandas())
-    known = {"kind": "candidate", "content_sha256": record["tags"]["content_sha256"]}
-    logged = track.find_run(**known)  # a process may have died between its run and its version
-    if logged is None:
-        with TemporaryDirectory() as folder:
-            requests.write_parquet(Path(folder) / "rows.parquet")
-            pl.from_pandas(expected).write_parquet(Path(folder) / "expected.parquet")
-            files = record["files"] | {"replay": Path(folder)}
-            logged = track.log_run(f"{model} candidate", **record | {"tags": record["tags"] | known, "files": files})
+    logged = candidate(model, record, requests, pl.from_pandas(expected))
     inputs = {"user": ("any", True), "history": ("any", True)}
     return track.register(logged, model, made / "packed", inputs, requests.to_pandas(), expected, record["metrics"],
                           record["tags"])  # fmt: skip
@@ -149,13 +133,7 @@ def _register(model: str, record: dict, made: Path) -> track.Version:
 
 def main(name: str, judged: str, made: str, receipt: str) -> None:
     """python -m tasks.promote_recommender NAME GATE_FOLDER MADE RECEIPT.json"""
-    done = promote_recommender(name, Path(judged), Path(made), Path(receipt))
-    version = f" version {done['version']}" if "version" in done else ""
-    champion = f"champion: version {done['champion']}" if done["champion"] else "no champion yet"
-    print(
-        f"{done['model']}:{version} {done['status']}; {champion}"
-        + "".join(f"\n  {reason}" for reason in done.get("reasons", []))
-    )
+    tell(promote_recommender(name, Path(judged), Path(made), Path(receipt)))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from tasks.recommender import load
 __all__ = ["open_recommender", "top_k"]
 
 PART = 8192  # requests at a time
+CHECKOUT = Path(__file__).parents[1]
 SERVED = {"serve.py": "tasks/serve_lists.py", "bundled.py": "tasks/bundled.py"}  # as a version names them
 
 
@@ -83,7 +84,7 @@ def open_recommender(address: str):
         folder = track.model_files(version, Path(place))
         score.check(folder, version.tags.get("content_sha256"), address)
         shipped = read_json(folder / "artifacts/bundle/manifest.json")["code"]
-        here = {name: Path(SERVED.get(name, name)) for name in shipped}
+        here = {name: CHECKOUT / SERVED.get(name, name) for name in shipped}
         if other := [name for name, path in here.items() if not path.is_file() or digest(path) != shipped[name]]:
             words = f"{version.uri} was registered with another {', '.join(other)} than this checkout has"
             raise ValueError(f"{words}; take revision {version.tags.get('git_revision')}, or use tasks.score")
