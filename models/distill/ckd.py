@@ -127,8 +127,9 @@ def windows(mask_BT: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 
 def _cosines(x: Tensor) -> Tensor:
-    x = F.normalize(x, dim=-1)
-    return x @ x.mT
+    with torch.autocast(x.device.type, enabled=False):  # cosines of neighbours differ by less than halves tell apart
+        x = F.normalize(x, dim=-1)
+        return x @ x.mT
 
 
 def _others(mask_BT: Tensor) -> Tensor:

@@ -78,6 +78,22 @@ def test_a_row_of_padding_alone_gives_no_nan(name):
     assert torch.isfinite(compare(make(name), student, teacher))
 
 
+@pytest.mark.parametrize("name", COMPARED)
+def test_autocast_gives_the_same_loss(name):
+    student, teacher = (narrow(signals(seed)) for seed in (1, 2))
+    plain = compare(make(name).float(), student, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = compare(make(name).float(), student, teacher)
+    torch.testing.assert_close(half.float(), plain, rtol=1e-2, atol=1e-3)
+
+
+def narrow(seen: Signals) -> Signals:
+    """In float32, the least double still the least number."""
+    cast = lambda x: x if x is None else x.clamp(min=torch.finfo(torch.float32).min).float()
+    told = {name: getattr(seen, name) for name in ("logits", "task", "hard", "embedding", *LISTS)}
+    return dataclasses.replace(seen, **{n: [cast(x) for x in v] if n in LISTS else cast(v) for n, v in told.items()})
+
+
 @pytest.mark.parametrize("name", sorted(ZERO_AT_THE_TEACHER & set(COMPARED)))
 def test_the_teacher_itself_loses_nothing(name):
     seen = signals(1)
