@@ -6,7 +6,7 @@ fails only when it cannot judge: artefacts that cannot be read, a registry that 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
