@@ -2,11 +2,12 @@
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tasks.deploy import expect_server
+from tasks.notice import notice
 
-__all__ = ["settled", "start"]
+__all__ = ["finish", "start"]
 
 
 def start(flow: Callable, **parameters) -> None:
@@ -31,8 +32,34 @@ def _leave(number: int, _frame) -> None:
     os._exit(128 + number)
 
 
-def settled(results: Mapping[str, list[str] | BaseException]) -> tuple[dict, dict[str, BaseException], list[str]]:
-    """Chains that ran side by side: the stages of those that got through, the others' errors, and a line on each."""
+def finish(
+    flow: str,
+    title: str,
+    ran: Mapping[str, list[str]],
+    results: Mapping[str, list[str] | BaseException],
+    said: Sequence[str],
+    rows: Callable[[dict[str, list[str]]], list],
+    error: type[ValueError],
+    what: str,
+) -> dict[str, list[str]]:
+    """End a flow whose chains ran side by side: a report of all, then the failures, if there are any.
+
+    Args:
+        flow, title: of the report.
+        ran: what was shared -> the stages that ran for it.
+        results: chain -> the stages that ran, or what went wrong.
+        said: lines of the report besides a line on each failure.
+        rows: of the report's table, from all stages that ran.
+        error: raised where a chain failed.
+        what: the chains are, such as "models".
+
+    Returns:
+        `ran` and the chains that got through.
+    """
     failed = {name: result for name, result in results.items() if isinstance(result, BaseException)}
-    done = {name: result for name, result in results.items() if name not in failed}
-    return done, failed, [f"- **{name}** failed: {error}" for name, error in failed.items()]
+    done = {**ran, **{name: result for name, result in results.items() if name not in failed}}
+    words = [f"- **{name}** failed: {why}" for name, why in failed.items()] + list(said)
+    notice(flow, title, rows(done), "\n".join(words))
+    if failed:
+        raise error(f"{len(failed)} of {len(results)} {what} failed, the others are done\n" + "\n".join(words))
+    return done

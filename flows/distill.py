@@ -7,11 +7,11 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows._command import settled, start
+from flows._command import finish, start
 from flows.language import ModelsFailed
 from tasks.command import run
 from tasks.make import alone, make
-from tasks.notice import notice, standings
+from tasks.notice import standings
 from tasks.prune import prune
 from tasks.settings import read
 
@@ -23,10 +23,10 @@ PARTS = {"distill": "methods", "mix": "mixes"}  # stage -> the part of params.ya
 LATER = {"chain": "chains", "several": "several"}  # whose teachers may be students of the first
 OTHERS = {  # which bring their own teachers and texts; what others read comes first
     "generate_reading": "readings", "generate_examples": "examples", "generate_reasons": "reasons",
-    "distill_relevance": "relevance", "distill_languages": "languages", "distill_tasks": "tasks",
+    "promote_relevance": "relevance", "promote_languages": "languages", "distill_tasks": "tasks",
     "distill_of_tasks": "of_tasks", "promote_tasks": "served",
 }  # fmt: skip
-REGISTERED = ("promote_tasks",)
+REGISTERED = ("promote_relevance", "promote_languages", "promote_tasks")
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
@@ -47,8 +47,8 @@ def distill() -> dict[str, list[str]]:
     """Bring the teacher and every student of params.yaml up to date, then remove what retired ones left.
 
     Returns:
-        "teacher", each method, mix, chain and student of several, each task that is served, and every other stage by
-        its own name -> the stages that ran for it.
+        "teacher", each method, mix, chain and student of several, each student of reasons or of a language more, each
+        task that is served, and every other stage by its own name -> the stages that ran for it.
 
     Raises:
         StageFailed: the teacher, or the data, failed.
@@ -74,13 +74,9 @@ def distill() -> dict[str, list[str]]:
         for name, stage in last.items():  # one after the other: two chains may wait for one assistant
             results[name] = whole.submit(stage).result(raise_on_failure=False)
         retired = prune("params.yaml", "dvc.lock")
-    done, failed, words = settled(results)
-    ran |= done
-    words += [f"- removed, as its student is retired: {path}" for path in retired]
-    notice("distill", "Students", standings(ran, Path("artifacts/language")), "\n".join(words))
-    if failed:
-        raise ModelsFailed(f"{len(failed)} of {len(results)} students failed, the others are done\n" + "\n".join(words))
-    return ran
+    said = [f"- removed, as its student is retired: {path}" for path in retired]
+    rows = lambda ran: standings(ran, Path("artifacts/language"))
+    return finish("distill", "Students", ran, results, said, rows, ModelsFailed, "students")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows._command import settled, start
+from flows._command import finish, start
 from tasks.backfill import backfill
 from tasks.command import run
 from tasks.make import alone, make
@@ -65,15 +65,14 @@ def recommend(since: str | None = None, until: str | None = None) -> dict[str, l
         futures |= {name: chain.submit(name, "click") for name in clicks}
         results = {name: future.result(raise_on_failure=False) for name, future in futures.items()}
         retired = prune("params.yaml", "dvc.lock")
-    done, failed, words = settled(results)
-    ran |= done
-    words += [f"- removed, as its task is retired: {path}" for path in retired]
-    rows = standings({name: stages for name, stages in ran.items() if name not in clicks}, Path("artifacts"))
-    rows += standings({name: stages for name, stages in ran.items() if name in clicks}, Path("artifacts/clicks"))
-    notice("recommend", "Recommender tasks", rows, "\n".join(words))
-    if failed:
-        raise TasksFailed(f"{len(failed)} of {len(results)} tasks failed, the others are done\n" + "\n".join(words))
-    return ran
+
+    def rows(ran: dict[str, list[str]]) -> list:
+        tasks = {name: stages for name, stages in ran.items() if name not in clicks}
+        judged_apart = {name: stages for name, stages in ran.items() if name in clicks}
+        return standings(tasks, Path("artifacts")) + standings(judged_apart, Path("artifacts/clicks"))
+
+    said = [f"- removed, as its task is retired: {path}" for path in retired]
+    return finish("recommend", "Recommender tasks", ran, results, said, rows, TasksFailed, "tasks")
 
 
 def _backfill(since: str | None, until: str | None) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Recommenders of items: candidate generators and next-item models of params.yaml, side by side."""
+"""Recommenders of items: candidate generators and next-item models side by side, then what is built on them."""
 
 import os
 from pathlib import Path
@@ -7,18 +7,19 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows._command import settled, start
+from flows._command import finish, start
 from flows.language import ModelsFailed
 from tasks.command import run
 from tasks.make import alone, make
-from tasks.notice import notice, standings
+from tasks.notice import standings
 from tasks.prune import prune
 from tasks.settings import read
 
-__all__ = ["recommender", "recommenders"]
+__all__ = ["recommender", "recommenders", "whole"]
 
 # Chains wait in tasks/slots.py for a device, so more workers than devices cost nothing and overlap gates with training.
 WORKERS = int(os.environ.get("ROOTSTOCK_WORKERS", "4"))
+OTHERS = {"item_index": "indexes", "rerank": "rerank", "release": "releases", "bandit": "bandits"}  # stage -> its part
 STEPS = ("made_of", "recommender", "gate_recommender", "promote_recommender")
 
 
@@ -28,35 +29,46 @@ def recommender(name: str) -> list[str]:
     return [ran for step in STEPS for ran in make(f"{step}@{name}", single=True)]
 
 
+@task(task_run_name="{stage}", cache_policy=NO_CACHE)
+def whole(stage: str) -> list[str]:
+    """A stage, and whatever it reads that is not up to date, such as its data: the stages that ran."""
+    return make(stage)
+
+
 @flow(log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))
 def recommenders() -> dict[str, list[str]]:
-    """Bring every recommender below `recommenders.models` up to date, then remove what retired ones left.
+    """Bring all that stands below `recommenders` up to date, then remove what retired ones left.
+
+    An index and a reordering are not tried when their own recommender failed.
 
     Returns:
-        "data" and each recommender -> the stages that ran for it.
+        "data", each recommender, and every other stage by its own name -> the stages that ran for it.
 
     Raises:
         StageFailed: the data failed.
         ModelsFailed: at the end, when all others are done; names each recommender and what its stage said.
         Busy: another run holds this checkout.
     """
-    chosen = read("params.yaml:recommenders.models") or {}
+    every = read("params.yaml:recommenders")
+    chosen = every.get("models") or {}
+    last = {}  # stage -> the recommender that it reads
+    for stage, part in OTHERS.items():
+        for name in (entries := every.get(part) or {}):
+            last[f"{stage}@{name}"] = name if stage == "item_index" else entries[name].get("of")
     with alone():
         make("registry", single=True)  # a registry that was lost makes each promotion stale
         shared = dict.fromkeys(f"ingest@{entry['data']}" for entry in chosen.values())
         ran = {"data": [stage for name in shared for stage in make(name)]}
         futures = {name: recommender.submit(name) for name in chosen}
         results = {name: future.result(raise_on_failure=False) for name, future in futures.items()}
+        for stage, of in last.items():  # one after the other: two may wait for one data set
+            if not isinstance(results.get(of), BaseException):
+                results[stage] = whole.submit(stage).result(raise_on_failure=False)
         retired = prune("params.yaml", "dvc.lock")
-    done, failed, words = settled(results)
-    ran |= done
-    words += [f"- removed, as its recommender is retired: {path}" for path in retired]
-    notice("recommenders", "Recommenders", standings(ran, Path("artifacts/recommenders")), "\n".join(words))
-    if failed:
-        raise ModelsFailed(
-            f"{len(failed)} of {len(results)} recommenders failed, the others are done\n" + "\n".join(words)
-        )
-    return ran
+    said = [f"- **{stage}** was not tried: {of} failed" for stage, of in last.items() if stage not in results]
+    said += [f"- removed, as its recommender is retired: {path}" for path in retired]
+    rows = lambda ran: standings(ran, Path("artifacts/recommenders"))
+    return finish("recommenders", "Recommenders", ran, results, said, rows, ModelsFailed, "recommenders")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Logged choices with their propensities -> a policy, and what it would earn on another log, beside simple policies.
 
-    {columns: {action: item_id, propensity: propensity_score, reward: [click], context: [user_feature_0, affinity]},
+    {train: logged.parquet, test: uniform.parquet,
+     columns: {action: item_id, propensity: propensity_score, reward: [click], context: [user_feature_0, affinity]},
      method: podire, settings: {gamma: 0.0}, training: {steps: 2000, lr: 1.0e-3}, reward_model: rates, samples: 1000}
 
 A context column of strings, booleans or whole numbers is one field of categories, one of fractions a number, one of
 lists a number for each place. A column that names the item's place on the page stays out: the propensity knows it.
 
-    python -m tasks.bandit params.yaml:bandit TRAIN.parquet TEST.parquet OUT
+    python -m tasks.bandit params.yaml:recommenders.bandits NAME TRAIN.parquet TEST.parquet OUT
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,9 @@ from models.fit import fit
 from models.recommend.bandit._estimates import effective, estimates, importance
 from models.recommend.bandit._logged import Logged
 from models.recommend.bandit._policies import ClickModel, greedy, popularity, shown_alike, uniform
+from tasks import plots
 from tasks.command import run
+from tasks.curve import write_curve
 from tasks.files import digest, new_folder, read_json, write_json
 from tasks.settings import SettingsError, read
 from tasks.training import use_threads
@@ -31,6 +34,7 @@ from tasks.training import use_threads
 __all__ = ["Columns", "Encoder", "Steps", "evaluate", "load_policy", "train_policy"]
 
 KEYS = ("columns", "method", "settings", "training", "reward_model", "samples")
+FILES = ("train", "test")  # of an entry: for the stage, which gives them to the command
 REWARD_MODELS = ("rates", "clicks")  # q of an action, or of action and context: the latter where clicks are many
 
 
@@ -160,8 +164,9 @@ def train_policy(settings: Mapping, train: Path, test: Path, out: Path) -> Path:
     """Learn a policy of one log, and estimate it on another.
 
     Returns:
-        `out`: policy.safetensors (the student alone), policy.json, and metrics.json: for each policy and task its ips,
-        snips, dm and dr with intervals, and its effective rows.
+        `out`: policy.safetensors (the student alone), policy.json, curve.csv, curve.png, extra/<task>.png (what
+        each policy earns), and metrics.json: for each policy and task its ips, snips, dm and dr with intervals, and its
+        effective rows.
 
     Raises:
         ValueError: a setting, column or row that cannot work; nothing is written.
@@ -181,7 +186,7 @@ def train_policy(settings: Mapping, train: Path, test: Path, out: Path) -> Path:
     chosen = {"teach": steps.steps // 2} | dict(settings.get("settings") or {})
     torch.manual_seed(steps.seed)
     model = build("recommend.bandit", method, encoder.width, len(encoder.actions), len(columns.reward), **chosen)
-    _learn(model, ours, steps.steps, steps)
+    curve = _learn(model, ours, steps.steps, steps)
     report = evaluate(model, ours, theirs, columns.reward, steps, reward_model, settings.get("samples", 1000))
     with new_folder(out) as folder:
         save_file(model.policy.state_dict(), folder / "policy.safetensors")
@@ -190,6 +195,13 @@ def train_policy(settings: Mapping, train: Path, test: Path, out: Path) -> Path:
                  "train": digest(train), "sha256": digest(folder / "policy.safetensors")}  # fmt: skip
         write_json(folder / "policy.json", about)
         write_json(folder / "metrics.json", report)
+        write_curve(folder, curve)
+        for task, policies in report.items():
+            found = {name: (each["dr"]["low"], each["dr"]["value"], each["dr"]["high"])
+                     for name, each in policies.items() if "dr" in each}  # fmt: skip
+            (folder / "extra").mkdir(exist_ok=True)
+            picture = plots.intervals(found, policies["logging policy"]["mean"], f"{task}, a row (dr)", "as logged")
+            (folder / f"extra/{task}.png").write_bytes(picture)
     return out
 
 
@@ -246,7 +258,8 @@ def load_policy(folder: str | Path) -> tuple[nn.Module, Encoder]:
     return model.policy.eval(), encoder
 
 
-def _learn(model: nn.Module, logged: Logged, count: int, steps: Steps) -> None:
+def _learn(model: nn.Module, logged: Logged, count: int, steps: Steps) -> list[dict[str, float]]:
+    """Train; a row for each twentieth of the steps, with the means of what was measured there."""
     random = torch.Generator().manual_seed(steps.seed)
 
     def batches() -> Iterator[dict[str, Tensor]]:
@@ -254,9 +267,17 @@ def _learn(model: nn.Module, logged: Logged, count: int, steps: Steps) -> None:
             yield logged.batch(torch.randint(len(logged), (steps.batch,), generator=random))
 
     learned = [each for each in model.parameters() if each.requires_grad]
-    for _ in fit(model.train(), batches(), torch.optim.AdamW(learned, steps.lr, weight_decay=steps.weight_decay)):
-        pass
+    rows, since, every = [], [], max(count // 20, 1)
+    optimizer = torch.optim.AdamW(learned, steps.lr, weight_decay=steps.weight_decay)
+    for step, terms in enumerate(fit(model.train(), batches(), optimizer), 1):
+        since.append(terms)
+        if step % every == 0 or step == count:
+            names = dict.fromkeys(name for each in since for name in each)
+            mean = {name: torch.stack([each[name] for each in since if name in each]).mean().item() for name in names}
+            rows.append({"step": step} | mean)
+            since = []
     model.eval()
+    return rows
 
 
 def _clicks(logged: Logged, weighted: bool, steps: Steps) -> ClickModel:
@@ -293,13 +314,14 @@ def _numbers(column: pl.Series, told: Mapping) -> Tensor:
     return ((numbers - told["mean"]) / told["deviation"])[:, None]
 
 
-def main(address: str, train: str, test: str, out: str) -> None:
-    """python -m tasks.bandit params.yaml:bandit TRAIN.parquet TEST.parquet OUT"""
+def main(address: str, name: str, train: str, test: str, out: str) -> None:
+    """python -m tasks.bandit params.yaml:recommenders.bandits NAME TRAIN.parquet TEST.parquet OUT"""
     use_threads()
-    folder = train_policy(read(address), Path(train), Path(test), Path(out))
+    settings = {key: value for key, value in read(f"{address}.{name}").items() if key not in FILES}
+    folder = train_policy(settings, Path(train), Path(test), Path(out))
     for task, policies in read_json(folder / "metrics.json").items():
         base, dr = policies["logging policy"]["mean"], policies["student"]["dr"]
-        print(f"bandit: {task} {dr['value']:.5f} [{dr['low']:.5f}, {dr['high']:.5f}] a row (dr), logged {base:.5f}: "
+        print(f"{name}: {task} {dr['value']:.5f} [{dr['low']:.5f}, {dr['high']:.5f}] a row (dr), logged {base:.5f}: "
               f"{folder}")  # fmt: skip
 
 

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import polars as pl
 import torch
 from torch import Tensor, nn
 
@@ -28,9 +27,9 @@ from models.distill._exact import Combined, Exact
 from models.distill._inheriting import Inheriting
 from models.distill._student import new_student
 from models.distill._writing import Writing
-from tasks import plots
 from tasks.command import run as run_command
 from tasks.curriculum import GOLD, PARTS, Stage, read_entry
+from tasks.curve import on_end, write_curve
 from tasks.engine import Engine, Run, launched, run
 from tasks.fewer_words import cut_rows
 from tasks.files import new_folder, write_json
@@ -285,7 +284,8 @@ def _write(
         })  # fmt: skip
         if answers is not None:
             answers.write_parquet(folder / "extra/predictions.parquet")
-        _write_curve(folder, runs)
+        curve = on_end({stage: each.curve for stage, each in runs.items()})
+        write_curve(folder, curve, picture="extra/curve.png")
     if checkpoints:
         shutil.rmtree(checkpoints, ignore_errors=True)
     share = "unknown" if metrics["kept"] is None else f"{metrics['kept']:.3f}"
@@ -293,21 +293,6 @@ def _write(
     print(f"{name}: {numbers[0]:,} of {numbers[1]:,} parameters, kept {share} of the teacher, "
           f"{times['student']:.2f} ms instead of {times['teacher']:.2f}; {shown}")  # fmt: skip
     return metrics
-
-
-def _write_curve(folder: Path, stages: Mapping[str, Run]) -> None:
-    """curve.csv with the stages on end, and extra/curve.png."""
-    rows, before = [], 0
-    for name, done in stages.items():
-        # A later stage begins with the weights that the one before ended with: that step is told once.
-        curve = done.curve if before == 0 else done.curve[1:]
-        rows += [{"stage": name} | row | {"step": row["step"] + before} for row in curve]
-        before += done.step
-    table = pl.DataFrame(rows, infer_schema_length=None)
-    table.write_csv(folder / "curve.csv")
-    shown = [name for name in ("step", "loss", "heldout_loss") if name in table.columns]
-    drawn = table.select(shown).with_columns(pl.exclude("step").cast(pl.Float64).fill_null(float("nan"))).to_dicts()
-    (folder / "extra/curve.png").write_bytes(plots.curves(drawn))
 
 
 def main(address: str, part: str, name: str, teacher: str, data: str, out: str, checkpoints: str, cache: str) -> None:

@@ -27,8 +27,9 @@ from models.components._model import Model, assemble
 from models.distill._maths import kl
 from models.distill.texts.lifelong import Remembering, pseudo
 from tasks.command import run as run_command
+from tasks.curve import write_curve
 from tasks.engine import run
-from tasks.files import new_folder, write_json
+from tasks.files import digest, new_folder, write_json
 from tasks.finetune import (
     Evaluation,
     Start,
@@ -38,6 +39,7 @@ from tasks.finetune import (
     retarget,
     rows_of,
     save_model,
+    tagged,
     training_of,
 )
 from tasks.kinds._kind import Example, Examples, Kind, Rejected
@@ -102,7 +104,7 @@ def distill_languages(
         raise SettingsError("the old model writes on one process; start one")
     told = {"kind": "generation", "length": chosen.get("length", LENGTH), "settings": chosen.get("settings")}
     method = build("distill.texts", "lifelong", **(chosen.get("method") or {}))
-    new = {split: _tagged(frame, chosen["new"]) for split, frame in rows.items()}
+    new = {split: tagged(frame, chosen["new"]) for split, frame in rows.items()}
     kind = kind_of(told, start, new)
     with slot() as device:
         remembered, dropped = _remembered(chosen, rows["train"], start, before, told, device)
@@ -144,7 +146,13 @@ def distill_languages(
             "from": str(chosen.get("from", before)),
             "family": start.family,
             "labels": [],
-            "teacher_content": start.digest,
+            "teacher": str(before),
+            "teacher_content": digest(start.tokenizer),
+            "length": told["length"],
+            "settings": told["settings"] or {},
+            "tag": chosen["new"],
+            "evaluated_rows": len(rows["dev"]),
+            "fingerprint": hashlib.sha256(rows["dev"].write_ndjson().encode()).hexdigest(),  # without a tag
             "inputs": chosen["inputs"],
             "new": len(new["train"]),
             "remembered": len(remembered),
@@ -161,7 +169,7 @@ def distill_languages(
             "tokenizer": start.vocabulary.sha256,
         })  # fmt: skip
         remembered.write_parquet(folder / "remembered.parquet")
-        pl.DataFrame(done.curve, infer_schema_length=None).write_csv(folder / "curve.csv")
+        write_curve(folder, done.curve, "kept", picture="extra/curve.png")
     if checkpoints:
         shutil.rmtree(checkpoints, ignore_errors=True)
     moved = (
@@ -189,7 +197,7 @@ def _remembered(
         back = load_start(chosen["reverse"])
         inputs = _written(back, chosen["reverse"], train["label"].to_list(), told, device)
     made = pl.concat(
-        [_tagged(pl.DataFrame({"text": inputs}), tag).with_columns(tag=pl.lit(tag)) for tag in chosen["old"]]
+        [tagged(pl.DataFrame({"text": inputs}), tag).with_columns(tag=pl.lit(tag)) for tag in chosen["old"]]
     )
     made = made.filter(pl.col("text").str.strip_chars() != "").unique("text", keep="first", maintain_order=True)
     made = made.with_columns(
@@ -229,11 +237,6 @@ def _written(start: Start, folder: str | Path, texts: Sequence[str], told: Mappi
         return kind.write(model, kind.encode(frame, "train"))
 
 
-def _tagged(frame: pl.DataFrame, tag: str) -> pl.DataFrame:
-    both = pl.col("text") if not tag else pl.concat_str(pl.lit(tag + " "), pl.col("text"))
-    return frame.with_columns(text=both)
-
-
 # ---------------------------------------------------------------- what was forgotten
 
 
@@ -244,7 +247,7 @@ def _forgotten(kind: Kind, student: Model, old: Model, heldout: str | Path | Non
     found = {}
     for folder in sorted(path for path in Path(heldout).iterdir() if (path / "rows").is_dir()):
         tag = "" if folder.name == "plain" else folder.name
-        frame = _tagged(pl.read_parquet(folder / "rows/dev.parquet"), tag)
+        frame = tagged(pl.read_parquet(folder / "rows/dev.parquet"), tag)
         found[folder.name] = _moved(kind, kind.encode(frame, "dev"), student, old, batch)
     return found
 

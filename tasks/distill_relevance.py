@@ -23,8 +23,8 @@ from models import build, parallel
 from models.components._closest import refuse_unknown
 from models.distill._student import new_student, student_recipe
 from models.distill.texts.relevance import TwoPasses
-from tasks import plots
 from tasks.command import run as run_command
+from tasks.curve import write_curve
 from tasks.engine import launched, run
 from tasks.files import new_folder, write_json
 from tasks.finetune import (
@@ -171,6 +171,8 @@ def distill_relevance(
             "from": str(chosen.get("from", source)),
             "family": start.family,
             "labels": kind.names(),
+            "length": length,
+            "settings": {},
             "method": dict(chosen.get("method") or {}),
             "reasons": sum(row["rich"] is not None for row in examples["train"]),
             "reasons_cut": reasoned.cut,
@@ -190,7 +192,7 @@ def distill_relevance(
             "tokenizer": start.vocabulary.sha256,
         })  # fmt: skip
         pl.concat([told for _, told in answers.values()], how="diagonal").write_parquet(folder / "predictions.parquet")
-        _write_curve(folder, done.curve)
+        write_curve(folder, done.curve, "heldout_accuracy", picture="extra/curve.png")
     if checkpoints:
         shutil.rmtree(checkpoints, ignore_errors=True)
     shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics["dev"].items())
@@ -204,14 +206,6 @@ def _refuse_longer(recipe: Mapping, length: int) -> None:
     if length > room:
         raise SettingsError(f"length and reasons make {length} tokens, but the model has positions for {room}; lower "
                             f"reasons: pairs are not cut for them")  # fmt: skip
-
-
-def _write_curve(folder: Path, curve: list[dict]) -> None:
-    table = pl.DataFrame(curve, infer_schema_length=None)
-    table.write_csv(folder / "curve.csv")
-    shown = [name for name in ("step", "loss", "heldout_loss", "heldout_accuracy") if name in table.columns]
-    drawn = table.select(shown).with_columns(pl.exclude("step").cast(pl.Float64).fill_null(float("nan"))).to_dicts()
-    (folder / "extra/curve.png").write_bytes(plots.curves(drawn))
 
 
 def main(address: str, name: str, source: str, data: str, out: str, checkpoints: str) -> None:

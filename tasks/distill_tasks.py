@@ -17,7 +17,6 @@ from copy import deepcopy
 from inspect import signature
 from pathlib import Path
 
-import polars as pl
 import torch
 
 from models import build, method
@@ -27,8 +26,8 @@ from models.distill._student import new_student, student_recipe
 from models.distill.tasks._learner import Learner, new_head
 from models.distill.tasks._lesson import TaskMethod
 from models.distill.tasks._sampler import TaskSampler, alpha_for
-from tasks import plots
 from tasks.command import run as run_command
+from tasks.curve import on_end, write_curve
 from tasks.engine import Engine, Run, run
 from tasks.files import new_folder, write_json
 from tasks.finetune import (
@@ -155,7 +154,8 @@ def distill_tasks(
             "training": settings.decisive,
             "tokenizer": start.vocabulary.sha256,
         })  # fmt: skip
-        _write_curve(folder, runs)
+        curve = on_end({stage: each.curve for stage, each in runs.items()})
+        write_curve(folder, curve, "heldout_macro", picture="extra/curve.png")
         for one in ones:
             shutil.copy(folder / "curve.csv", folder / "tasks" / one.name)
     if kept:
@@ -312,19 +312,6 @@ def _over(training: Mapping, own: Mapping) -> dict:
     """Training settings with a stage's own; its length takes the place of the other's, however either is told."""
     kept = {key: value for key, value in training.items() if not (key in LENGTHS and LENGTHS & set(own))}
     return {**kept, **own}
-
-
-def _write_curve(folder: Path, stages: Mapping[str, Run]) -> None:
-    """curve.csv with the stages on end, and extra/curve.png."""
-    rows, before = [], 0
-    for name, done in stages.items():
-        rows += [{"stage": name} | row | {"step": row["step"] + before} for row in done.curve]
-        before += done.step
-    table = pl.DataFrame(rows, infer_schema_length=None)
-    table.write_csv(folder / "curve.csv")
-    shown = [name for name in ("step", "loss", "heldout_loss", "heldout_macro") if name in table.columns]
-    drawn = table.select(shown).with_columns(pl.exclude("step").cast(pl.Float64).fill_null(float("nan"))).to_dicts()
-    (folder / "extra/curve.png").write_bytes(plots.curves(drawn))
 
 
 def main(address: str, name: str, source: str, data: str, teachers: str, out: str, checkpoints: str) -> None:

@@ -17,6 +17,7 @@ import polars as pl
 from tasks.command import run
 from tasks.datasets._text import TextUnreadable
 from tasks.files import new_folder, read_json, write_json
+from tasks.hub import downloaded, on_the_hub
 from tasks.settings import SettingsError, read
 from tasks.validate import DataRejected, Unreadable, validate
 
@@ -25,7 +26,7 @@ __all__ = ["copy_files", "dataset", "fetch"]
 SUFFIXES = (".parquet", ".csv", ".tsv", ".txt", ".json", ".jsonl", ".csv.gz", ".tsv.gz", ".txt.gz", ".jsonl.gz")
 DRIFT = 0.25  # see tasks.validate; a dataset's `drift` overrides it
 # Settings of a dataset that are not its module's fetch(): this unit or ingest reads them.
-ELSEWHERE = ("source", "drift", "split", "idle_minutes", "since", "until", "heldout")
+ELSEWHERE = ("source", "drift", "split", "idle_minutes", "since", "until", "heldout", "filters")
 
 
 def fetch(name: str, settings: dict, landing: str | Path, report: str | Path) -> dict:
@@ -83,10 +84,19 @@ def dataset(name: str) -> ModuleType:
 def copy_files(out: Path, source: Path) -> None:
     """Copy a file, or the tables and texts of a folder, into the empty folder `out`; names what it leaves out.
 
+    Args:
+        out: an empty folder.
+        source: a file, a folder, or hub:OWNER/NAME@COMMIT/PATH, see tasks/hub.py.
+
     Raises:
         FileNotFoundError: the source is not there.
+        HubError: nor on the hub.
         DataRejected: it holds no file of a known kind.
     """
+    if on_the_hub(source):
+        with downloaded(source, SUFFIXES, out.parent) as folder:
+            copy_files(out, folder)
+        return
     if not source.exists():
         raise FileNotFoundError(f"source {source} does not exist; relative paths start at the repository root")
     files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())

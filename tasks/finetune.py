@@ -218,6 +218,11 @@ def load_start(source: str | Path) -> Start:
     return Start(recipe, state, family, folder, vocabulary, config, digest(folder / "model.safetensors"))
 
 
+def tagged(rows: pl.DataFrame, tag: str) -> pl.DataFrame:
+    """Rows whose `text` begins with a tag, such as the language that is wanted; an empty one changes nothing."""
+    return rows.with_columns(text=pl.concat_str(pl.lit(f"{tag} "), pl.col("text"))) if tag else rows
+
+
 def retarget(recipe: Mapping, target: str, head: Mapping) -> dict:
     """The recipe with one target in place of its own; a language model's head stays as it is where it is asked for."""
     own = recipe["target"].get(target) if target == "lm" else None

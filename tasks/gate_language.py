@@ -1,13 +1,15 @@
-"""Judge a pre-trained, fine-tuned or distilled language model: bounds, the champion, the folder that would be served.
+"""Judge a language model of any kind: bounds, the champion, the folder that would be served.
 
 What training reported on rows it never saw is held against floors, ceilings and the champion's on the same rows: where
-those have changed since the champion was registered, it is measured anew on today's. The folder itself is loaded with
-plain transformers in a process that has nothing of this repository. A closed gate is a result (exit 0): verdict.json
-for the promotion, verdict.html for a person.
+those have changed since the champion was registered, it is measured anew on today's. What went on pre-training, or was
+tuned to instructions, has been measured by a stage of its own, beside the model it began from. The folder is loaded
+with plain transformers in a process that has nothing of this repository. A closed gate is a result (exit 0):
+verdict.json for the promotion, verdict.html for a person.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,10 +19,11 @@ from tasks import flavor, fresh, page, track
 from tasks.command import run
 from tasks.files import new_folder, read_json, write_json, write_text
 from tasks.judge import Check, compare, failures, finite, merged, number, rule_faults
-from tasks.rescore import NotComparable, OtherRows, paired, rescore
+from tasks.remeasure import remeasure
+from tasks.rescore import NotComparable, OtherRows, Rescored, paired, rescore
 from tasks.settings import SettingsError, read
 
-__all__ = ["PARTS", "gate_language", "judge_language", "registered", "rules_for"]
+__all__ = ["MEASURED", "PARTS", "evaluated", "gate_language", "judge_language", "registered", "rules_for"]
 
 PARTS = {
     "pretrain": "heldout",
@@ -30,9 +33,15 @@ PARTS = {
     "chain": "dev",
     "several": "dev",
     "tasks": "dev",
+    "relevance": "dev",
+    "languages": "dev",
+    "continued": "evaluation",
+    "instructed": "evaluation",
 }  # kind -> what counts in metrics.json
-# Kinds: by one method, by a mix, of a chain, of several teachers, one task of a student of several tasks.
-STUDENTS = ("distill", "mix", "chain", "several", "tasks")
+# Kinds: by one method, by a mix, of a chain, of several teachers, one task of a student of several tasks, by reasons,
+# of a language more.
+STUDENTS = ("distill", "mix", "chain", "several", "tasks", "relevance", "languages")
+MEASURED = ("continued", "instructed")  # kinds that a stage of their own has measured; their `data` is its folder
 ANSWERS = ("predictions.parquet", "extra/predictions.parquet")  # of a fine-tuned model, of a student
 KEYS = ("floors", "ceilings", "improvement")
 LOWER_IS_BETTER = ("loss", "perplexity", "error", "lm", "sp", "cls", "clr")  # ends of names: targets name their loss
@@ -70,12 +79,13 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, data: Path, 
         gates: the `language.gates` or `distill.gates` part of params.yaml.
         kind: a key of PARTS.
         name: of the recipe, the task, the method or the mix.
-        made: folder that tasks/pretrain.py, tasks/finetune.py or tasks/distill.py wrote.
-        data: the tokens or the ingested set that it was made of; read only where the champion's rows were others.
+        made: folder that tasks/pretrain.py, tasks/finetune.py or a unit of distillation wrote.
+        data: the tokens or the ingested set that it was made of; read only where the champion's rows were others. Of
+            kinds in MEASURED the folder of their evaluation.
 
     Raises:
         SettingsError: the gate's settings cannot be applied.
-        OtherRows: `data` changed since the candidate was measured.
+        OtherRows: `data` changed since the candidate was measured, or measured another model.
         RegistryUnreachable: whether there is a champion cannot be known.
         PoisonedFolder: the model's folder could run code when read.
         ValueError, OSError: a file is missing or unreadable.
@@ -85,6 +95,10 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, data: Path, 
     found, about = read_json(made / "metrics.json"), read_json(made / "run.json")
     config = flavor.check_folder(made / "model")
     candidate = flavor.content(made / "model")
+    if kind in MEASURED:
+        told = evaluated(data, candidate)
+        found |= read_json(data / "metrics.json")
+        about |= {"fingerprint": told["fingerprint"], "evaluated_rows": told["rows"]}
     faults: dict[str, str] = {}
     try:
         [(_, seen)] = fresh.recall(made / "model") if config else [({}, {})]
@@ -93,7 +107,8 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, data: Path, 
     against = None
     if champion := track.by_alias(model, "champion"):
         try:
-            against = _champion(champion, candidate, about["fingerprint"], PARTS[kind], made, data)
+            anew = partial(remeasure, evaluated=data) if kind in MEASURED else partial(rescore, made=made, data=data)
+            against = _champion(champion, candidate, about["fingerprint"], PARTS[kind], made, anew)
         except (OtherRows, track.RegistryUnreachable):
             raise  # nothing can be said about the candidate
         except (ValueError, LookupError, RuntimeError) as error:
@@ -107,6 +122,7 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, data: Path, 
             "size_mb": size,
             **{key: about[key] for key in ("parameters", "seconds", "ratio") if key in about},
             **_beside_teacher(found),
+            **_beside_old(found),
         },
         "export": found.get("export") or {},
         "seen": seen,
@@ -128,7 +144,8 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, data: Path, 
         "rows": about["evaluated_rows"],
         "rules": rules,
     }
-    drawn = [made / "curve.png", *sorted((made / "extra").glob("*.png"))]
+    drawn = [made / "curve.png", made / "mix.png", *sorted((made / "extra").glob("*.png"))]
+    drawn += sorted((data / "extra").glob("*.png")) if kind in MEASURED else []
     pictures = {picture.name: picture.read_bytes() for picture in drawn if picture.is_file()}
     with new_folder(out) as folder:
         write_json(folder / "verdict.json", verdict)
@@ -136,10 +153,29 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, data: Path, 
     return verdict
 
 
+def evaluated(folder: Path, candidate: str) -> dict:
+    """The run.json of an evaluation.
+
+    Raises:
+        OtherRows: it is of another model.
+    """
+    about = read_json(folder / "run.json")
+    if about["model"]["content"] != candidate:
+        raise OtherRows(f"{folder} measured {about['model']['content'][:12]}, the model is {candidate[:12]} now; run "
+                        f"its evaluation again before its gate")  # fmt: skip
+    return about
+
+
 def _beside_teacher(found: Mapping) -> dict:
     """Of a student: the share of its teacher that it keeps, and its milliseconds a row."""
     times = found.get("latency_ms")
     return {} if times is None else {"kept": found["kept"], "latency_ms": times["student"]}
+
+
+def _beside_old(found: Mapping) -> dict:
+    """Of a model that learned a language more: what the worst of its old ones lost, in nats a token."""
+    old = (found.get("old") or {}).values()
+    return {"forgotten": max(told["after"] - told["before"] for told in old)} if old else {}
 
 
 def judge_language(rules: Mapping, evidence: Mapping) -> list[Check]:
@@ -210,8 +246,11 @@ def _improvement(wanted: Mapping | None, evidence: Mapping) -> list[Check]:
     return [Check(name, passed, better, margin, text)]
 
 
-def _champion(champion, candidate: str, rows: str, part: str, made: Path, data: Path) -> dict:
+def _champion(champion, candidate: str, rows: str, part: str, made: Path, anew: Callable[[Path], Rescored]) -> dict:
     """What the champion does on the candidate's rows.
+
+    Args:
+        anew: measures a model's folder on them.
 
     Returns:
         version, same (the same bytes as the candidate), metrics, and `rows`: "registered" (measured on these rows when
@@ -228,7 +267,7 @@ def _champion(champion, candidate: str, rows: str, part: str, made: Path, data: 
         if flavor.content(files) != champion.tags.get("content_sha256"):
             return known | {"rows": "none", "reason": f"the files of {champion.uri} are not those that were registered"}
         try:
-            found = rescore(files, made, data)
+            found = anew(files)
         except NotComparable as error:
             return known | {"rows": "none", "reason": str(error)}
     told = known | {"rows": "anew", "metrics": found.metrics}
@@ -244,7 +283,7 @@ def _told(champion: Mapping) -> dict:
 
 
 def main(address: str, kind: str, name: str, made: str, data: str, out: str) -> None:
-    """python -m tasks.gate_language params.yaml:language.gates pretrain|finetune|distill|mix NAME MADE DATA OUT"""
+    """python -m tasks.gate_language params.yaml:language.gates pretrain|finetune|distill|mix|... NAME MADE DATA OUT"""
     verdict = gate_language(read(address), kind, name, Path(made), Path(data), Path(out))
     state = "open" if verdict["passed"] else "CLOSED"
     print(f"gate of {verdict['model']}: {state}, {len(verdict['checks'])} checks; see {out}/verdict.html")

@@ -13,6 +13,7 @@ only between rows that are equal in them.
 
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -499,11 +500,16 @@ def _texts(name: str, settings: dict, raw: Path, out: str) -> None:
     """A dataset with a KIND holds texts, not events."""
     module = dataset(name)
     size = sum(file.stat().st_size for file in raw.rglob("*") if file.is_file())
-    manifest = ingest_text(module.KIND, module.read(raw), size, out, settings.get("heldout", HELDOUT))
+    needs, filters = getattr(module, "NEEDS", None), settings.get("filters")
+    manifest = ingest_text(
+        module.KIND, module.read(raw), size, out, settings.get("heldout", HELDOUT), filters=filters, needs=needs
+    )
     sizes = ", ".join(f"{split} {rows}" for split, rows in manifest["rows"].items())
     removed = manifest["duplicates_removed"] + manifest["overlaps_removed"]
     languages = ", ".join(manifest["languages"]) or "no language stated"
     print(f"{out}: {sum(manifest['rows'].values())} {module.KIND} ({sizes}), {removed} duplicates removed, {languages}")
+    for reason, count in sorted(manifest.get("filters", {}).get("dropped", {}).items()):
+        print(f"warning: {name}: dropped {count:,} texts ({reason})", file=sys.stderr)
 
 
 def main(address: str, raw: str, out: str) -> None:

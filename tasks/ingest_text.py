@@ -1,5 +1,6 @@
 """Texts -> rows in the order of their hashes, without duplicates, a fixed share held out; or nothing.
 
+    sieve    filters of a data set's own, if it has any (tasks/text_filters.py), drop texts and count them
     spill    one scan hashes every row's text (BLAKE2b, 128 bits) and moves the row to its bucket, a range of hashes
     arrange  bucket by bucket: sort by hash, drop duplicates, mark the split, write
 
@@ -12,15 +13,16 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from tasks.files import digest, new_folder, read_json, write_json
 from tasks.settings import SettingsError
+from tasks.text_filters import Filters
 
-__all__ = ["HELDOUT", "STREAMS", "TextRejected", "batches", "ingest_text", "listed", "sentences"]
+__all__ = ["HELDOUT", "STREAMS", "TextRejected", "batches", "count", "ingest_text", "listed", "sentences"]
 
 STREAMS = {  # kind -> stream of tokens -> columns whose texts are its sentences
     "documents": {"text": ("sentences",)},
@@ -40,7 +42,15 @@ class TextRejected(ValueError):
     """The texts cannot be used: unreadable, too few, or of a wrong shape."""
 
 
-def ingest_text(kind: str, rows: pl.LazyFrame, raw_bytes: int, out: str | Path, heldout: float = HELDOUT) -> dict:
+def ingest_text(
+    kind: str,
+    rows: pl.LazyFrame,
+    raw_bytes: int,
+    out: str | Path,
+    heldout: float = HELDOUT,
+    filters: Mapping[str, Mapping | None] | None = None,
+    needs: Sequence[str] | None = None,
+) -> dict:
     """Write rows/<split>.parquet and manifest.json to the folder `out`, whole or not at all.
 
     Args:
@@ -50,25 +60,28 @@ def ingest_text(kind: str, rows: pl.LazyFrame, raw_bytes: int, out: str | Path, 
         out: takes train and heldout; examples keep their own train, dev and test, and a text of a later split leaves
             the earlier ones.
         heldout: share of the texts, by hash.
+        filters: of languages and quality, see tasks/text_filters.py; without any, every text that is read is kept.
+        needs: splits that must have rows; None for train, and for what is held out by hash.
 
     Returns:
         The manifest: kind, columns, rows by split, rows_in, duplicates_removed, overlaps_removed, languages,
-        licences, digest.
+        licences, digest; under filters also what they dropped.
 
     Raises:
         TextRejected: a file cannot be read, or a split would have no rows.
-        SettingsError: `heldout` is no share.
+        SettingsError: `heldout` is no share, or the filters cannot be made.
     """
     if kind not in STREAMS:
         raise SettingsError(f"KIND is {kind!r}; it is one of {', '.join(STREAMS)}")
     if isinstance(heldout, bool) or not isinstance(heldout, (int, float)) or not 0 < heldout < 1:
         raise SettingsError(f"heldout is {heldout!r}; it is the share of texts that is held out, e.g. {HELDOUT}")
+    sieve = Filters(kind, filters) if filters else None
     buckets = min(BUCKETS, math.ceil(raw_bytes / BUCKET_BYTES) or 1)
     with new_folder(out) as folder:
         spill, rows_in = folder / ".spill", 0
         try:
             columns = rows.collect_schema().names()
-            _spill(rows, kind, buckets, spill)
+            _spill(rows, kind, buckets, spill, sieve)
         except pl.exceptions.PolarsError as error:
             raise TextRejected(f"the texts cannot be read; nothing was written: {_reason(error)}") from None
         facts: dict[str, Counter] = {name: Counter() for name in ("rows", "languages", "licences", "removed")}
@@ -76,10 +89,11 @@ def ingest_text(kind: str, rows: pl.LazyFrame, raw_bytes: int, out: str | Path, 
             frame = pl.read_parquet(bucket / "*.parquet")
             rows_in += len(frame)
             for split, part in _arranged(frame, kind, heldout, facts["removed"]).items():
-                _count(part, kind, split, facts)
+                count(part, split, facts)
                 _write(part.select(columns), folder / ".parts" / split / f"{bucket.name}.parquet")
             _remove(bucket)
-        _refuse_empty(kind, facts["rows"], rows_in)
+        rows_in += sum(sieve.dropped.values()) if sieve else 0
+        _refuse_empty(kind, facts["rows"], rows_in, needs, sieve)
         for split in facts["rows"]:
             (folder / "rows").mkdir(exist_ok=True)
             pl.scan_parquet(sorted((folder / ".parts" / split).iterdir())).sink_parquet(
@@ -97,6 +111,7 @@ def ingest_text(kind: str, rows: pl.LazyFrame, raw_bytes: int, out: str | Path, 
             "languages": dict(facts["languages"]),
             "licences": dict(facts["licences"]),
             "settings": {"heldout": heldout} if kind != "examples" else {},
+            **({"filters": sieve.report} if sieve else {}),
             "digest": digest(folder),
         }
         write_json(folder / "manifest.json", manifest)
@@ -132,7 +147,7 @@ def listed(frame: pl.DataFrame, columns: tuple[str, ...]) -> pl.Series:
     return joined.list.eval(pl.element().filter(pl.element() != ""))
 
 
-def _spill(rows: pl.LazyFrame, kind: str, buckets: int, spill: Path) -> None:
+def _spill(rows: pl.LazyFrame, kind: str, buckets: int, spill: Path, sieve: Filters | None) -> None:
     """Write spill/<bucket>/: all rows whose hash lies in the bucket's range, with .key and .row."""
     texts = [c for columns in STREAMS[kind].values() for c in columns if c in rows.collect_schema().names()]
 
@@ -144,10 +159,11 @@ def _spill(rows: pl.LazyFrame, kind: str, buckets: int, spill: Path) -> None:
         )
 
     made = pl.struct(pl.all()).map_batches(hashed, return_dtype=HASHES, is_elementwise=True)
-    whole = rows.with_columns(made.alias(".made")).unnest(".made")
     # polars' own sink of partitions keeps more and more of the rows in memory
     held, size, part = [], 0, 0
-    for frame in whole.collect_batches(chunk_size=BATCH_ROWS, maintain_order=False):
+    for read in rows.collect_batches(chunk_size=BATCH_ROWS, maintain_order=False):
+        kept = sieve(read) if sieve else read  # before it is hashed: a row may get another language
+        frame = kept.with_columns(made.alias(".made")).unnest(".made")
         held, size = [*held, frame], size + frame.estimated_size()
         if size > SPILL_BYTES:
             _flush(held, spill, part)
@@ -192,7 +208,8 @@ def _arranged(frame: pl.DataFrame, kind: str, heldout: float, removed: Counter) 
     return {name: alone.filter(pl.col("split").cast(pl.String) == name) for name in reversed(SPLITS)}
 
 
-def _count(part: pl.DataFrame, kind: str, split: str, facts: dict[str, Counter]) -> None:
+def count(part: pl.DataFrame, split: str, facts: dict[str, Counter]) -> None:
+    """Add a part of a split to the manifest's rows, languages and licences."""
     if not len(part):
         return
     facts["rows"][split] += len(part)
@@ -204,12 +221,15 @@ def _count(part: pl.DataFrame, kind: str, split: str, facts: dict[str, Counter])
             facts[name].update(part[column].cast(pl.String).fill_null("null").to_list())
 
 
-def _refuse_empty(kind: str, rows: Counter, rows_in: int) -> None:
-    wanted = ("train",) if kind == "examples" else ("train", "heldout")
+def _refuse_empty(kind: str, rows: Counter, rows_in: int, needs: Sequence[str] | None, sieve: Filters | None) -> None:
+    wanted = needs or (("train",) if kind == "examples" else ("train", "heldout"))
     if empty := [split for split in wanted if not rows[split]]:
+        dropped = "".join(
+            f"; filters dropped {n:,} ({reason})" for reason, n in (sieve.dropped if sieve else {}).items()
+        )
         raise TextRejected(
             f"{rows_in} rows leave {' and '.join(empty)} without any; nothing was written: bring more texts, or raise "
-            "the dataset's `heldout`"
+            f"the dataset's `heldout`{dropped}"
         )
 
 

@@ -7,6 +7,12 @@ OUT holds index.faiss (HNSW on inner products, faiss's own format), items.parque
 vectors.safetensors (for exact search) and manifest.json: the SHA-256 of each, of the packed model, and the recall. An
 index that finds less than 95 % of the exact 100 best is not written. An item that is listed later is added from its
 fields, by the towers as they are; no vector of another item changes, nor any weight.
+
+    [u ; 0] . [v ; sqrt(longest^2 - |v|^2)] = u . v
+
+The graph holds items with this one number more, which makes all of them equally long: towers whose vectors are not lead
+a search to the few longest ones otherwise, and past all others.
+Source: Bachrach et al., 2014, doi:10.1145/2645710.2645741, for the added number.
 """
 
 from collections.abc import Mapping
@@ -30,6 +36,7 @@ __all__ = ["IndexRejected", "ItemIndex", "add_items", "make_index"]
 LINKS, EFFORT = 32, 80  # neighbours of an item in the graph, and candidates while it is built; ours
 SEARCHES = (64, 128, 256, 512, 1024)  # candidates of a search: the first that finds enough is kept
 DEPTH, RECALL, QUERIES = 100, 0.95, 500
+ROUNDED = 1 + 1e-5  # vectors of length 1 are that but for a rounding
 FILES = ("index.faiss", "items.parquet", "vectors.safetensors")
 
 
@@ -130,7 +137,10 @@ def add_items(index: Path, packed: Path, listed: pl.DataFrame, out: Path) -> dic
     with torch.inference_mode():
         vectors = served.model.model.item_vectors(*map(torch.from_numpy, fields.encode(listed)))
     items, all_of_them = pl.concat([known.items, new]), torch.cat([known.vectors, vectors])
-    return _write(out, items, all_of_them, _queries(served), packed, _added(known.graph, vectors))
+    longest = known.manifest["longest"]
+    # One that is longer than all before makes a new graph: there is no number that makes it as long as the others.
+    graph = _added(known.graph, even(vectors, longest)) if _longest(vectors) <= longest * ROUNDED else None
+    return _write(out, items, all_of_them, _queries(served), packed, graph)
 
 
 def exact(users: Tensor, items: Tensor, k: int) -> Tensor:
@@ -139,11 +149,28 @@ def exact(users: Tensor, items: Tensor, k: int) -> Tensor:
     return top(score, min(k, len(items)))[1]
 
 
+def even(vectors: Tensor, longest: float) -> Tensor:
+    """Vectors (I, K), none longer than `longest`, with the number that makes all as long: (I, K + 1).
+
+    >>> even(torch.tensor([[3.0, 4.0], [0.0, 3.0]]), 5.0)
+    tensor([[3., 4., 0.],
+            [0., 3., 4.]])
+    """
+    rest = (longest**2 - vectors.double().square().sum(1, keepdim=True)).clamp(min=0).sqrt()
+    return torch.cat([vectors, rest.to(vectors.dtype)], 1)
+
+
+def _longest(vectors: Tensor) -> float:
+    return float(vectors.double().norm(dim=1).max())
+
+
 def _write(out: Path, items: pl.Series, vectors: Tensor, queries: Tensor, packed: Path, graph=None) -> dict:
     import faiss
 
-    vectors = vectors.float().contiguous()
-    graph = graph or _added(faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT), vectors)
+    vectors, longest = vectors.float().contiguous(), _longest(vectors)
+    if graph is None:
+        empty = faiss.IndexHNSWFlat(vectors.shape[1] + 1, LINKS, faiss.METRIC_INNER_PRODUCT)
+        graph = _added(empty, even(vectors, longest))
     search, recall = _effort(graph, queries, exact(queries, vectors, DEPTH))
     with new_folder(out) as folder:
         faiss.write_index(graph, str(folder / "index.faiss"))
@@ -154,6 +181,7 @@ def _write(out: Path, items: pl.Series, vectors: Tensor, queries: Tensor, packed
             "packed": digest(packed / "bundle/manifest.json"),
             "items": len(items),
             "width": vectors.shape[1],
+            "longest": longest,
             "search": search,
             f"recall@{DEPTH}": recall,
         }
@@ -177,16 +205,19 @@ def _effort(graph, queries: Tensor, expected: Tensor) -> tuple[int, float]:
         recall = float((found[:, :, None] == expected[:, None]).any(1).float().mean())
         if recall >= RECALL:
             return search, recall
-    raise IndexRejected(f"the index finds {recall:.3f} of the {expected.shape[1]} best items, less than {RECALL}, with "
-                        f"{search} candidates; nothing was written. Train with cosine: true, whose vectors are easier "
-                        f"to search")  # fmt: skip
+    raise IndexRejected(
+        f"the index finds {recall:.3f} of the {expected.shape[1]} best items, less than {RECALL}, with {search} "
+        f"candidates; nothing was written. Take it out of recommenders.indexes and rank all items (tasks/top_k.py), or "
+        f"train the towers longer: hardly trained ones put all items in one place"
+    )
 
 
 def _approximate(graph, users: Tensor, k: int, search: int) -> tuple[Tensor, Tensor]:
     """Rows and scores (B, k) that the graph finds, best first."""
     graph.hnsw.efSearch = max(search, k)
     several = users.dim() == 3
-    score, row = graph.search(np.ascontiguousarray(users.float().reshape(-1, users.shape[-1]).numpy()), k)
+    asked = torch.nn.functional.pad(users.float().reshape(-1, users.shape[-1]), (0, 1))
+    score, row = graph.search(np.ascontiguousarray(asked.numpy()), k)
     score, row = torch.from_numpy(score), torch.from_numpy(row)
     if not several:
         return row, score.masked_fill(row < 0, -torch.inf)
@@ -211,7 +242,7 @@ def _first(sorted_BC: Tensor) -> Tensor:
 
 def _queries(served) -> Tensor:
     """Vectors of users to measure with: the first of the training's, known by what they had then."""
-    users = served.model.users["user"].head(QUERIES)
+    users = served.model.users.rows["user"].head(QUERIES)
     none = torch.empty(0, dtype=torch.int64)
     with torch.inference_mode():
         return served.model.ask(users, none, none)[0].clone()

@@ -24,6 +24,8 @@ CAPTION = {
     "roc.png": "Ranking: how many positives are caught at each rate of false alarms",
     "reliability.png": "Calibration: on the dashed line, predictions are true rates",
     "curve.png": "Training: loss and held-out loss over the steps, and what else was measured",
+    "mix.png": "How much of what it read came from each source",
+    "retrieval.png": "How often a sentence's translation is its nearest neighbour, layer by layer",
     "confusion.png": "Which class was said for which",
     "recall.png": "What is found among the first places, beside the most popular items",
     "difference.png": "Against the champion, on the same rows, resampling whole users",

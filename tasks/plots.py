@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["beside", "curves", "difference", "reliability", "roc"]
+__all__ = ["beside", "by_layer", "curves", "difference", "intervals", "paths", "reliability", "roc"]
 
 # Okabe and Ito's colours: distinct for colour-blind readers as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -78,6 +78,37 @@ def difference(intervals: Mapping[str, tuple[float, float, float]], margin: floa
     return _png(figure)
 
 
+def intervals(found: Mapping[str, tuple[float, float, float]], reference: float, axis: str, said: str) -> bytes:
+    """Estimates: name -> (low, value, high), and a line at what is known.
+
+    Args:
+        reference: where the line stands; `said` names it.
+        axis: what is estimated.
+    """
+    figure, (axes,) = _figure(5.6, 1.1 + 0.4 * max(len(found), 1), 1)
+    axes.axvline(reference, color=COLOURS[1], linewidth=1, linestyle=(0, (4, 3)), label=f"{said}: {reference:.4g}")
+    for place, (low, middle, high) in enumerate(found.values()):
+        axes.plot([low, high], [place, place], color=COLOURS[0], linewidth=2)
+        axes.plot(middle, place, "o", color=COLOURS[0], markersize=6)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.set_ylim(max(len(found), 1) - 0.5, -0.5)
+    axes.set_xlabel(axis)
+    axes.legend(frameon=False, fontsize=8, loc="best")
+    return _png(figure)
+
+
+def paths(found: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) -> bytes:
+    """What is given up for what: name -> points (x, y), joined in their order; one point is a mark alone."""
+    figure, (axes,) = _figure(4.8, 3.6, 1)
+    for colour, (name, points) in zip(_colours(len(found)), found.items(), strict=True):
+        across, up = zip(*points, strict=True)
+        axes.plot(across, up, color=colour, marker="o", markersize=4, linewidth=1.4, label=name)
+    axes.set(xlabel=x, ylabel=y)
+    if found:
+        axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
 def beside(found: Mapping[str, Mapping[str, float]], metrics: Sequence[str], at: Sequence[int]) -> bytes:
     """Bars of a model beside those of a floor: one panel a metric, one group a cut-off; name -> {"recall@20": ...}."""
     figure, grid = _figure(3.4 * len(metrics), 3.0, len(metrics))
@@ -89,6 +120,18 @@ def beside(found: Mapping[str, Mapping[str, float]], metrics: Sequence[str], at:
         axes.set_xticks(place, [f"@{k}" for k in at])
         axes.set_title(metric, fontsize=10, loc="left")
     grid[0].legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def by_layer(lines: Mapping[str, Sequence[float]], what: str) -> bytes:
+    """A share in [0, 1] after each layer: name -> one value a layer, from the embeddings on."""
+    figure, (axes,) = _figure(5.2, 3.2, 1)
+    for colour, (name, values) in zip(_colours(len(lines)), lines.items(), strict=True):
+        axes.plot(range(len(values)), values, color=colour, marker="o", markersize=3, linewidth=1.5, label=name)
+    highest = max(max(values) for values in lines.values())
+    axes.set(xlabel="Layer (0: embeddings)", ylabel=what, ylim=(-0.03 * highest or -0.03, 1.08 * highest or 1))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, fontsize=8)
     return _png(figure)
 
 

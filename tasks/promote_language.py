@@ -13,7 +13,7 @@ import polars as pl
 from tasks import flavor, fresh, track
 from tasks.command import run
 from tasks.files import digest, read_json
-from tasks.gate_language import PARTS, registered
+from tasks.gate_language import MEASURED, PARTS, registered
 from tasks.promote import ATTACHED, ReplayFailed, candidate, carry_out, changes, git_state, tell
 
 __all__ = ["promote_language", "register", "replay", "replayed"]
@@ -22,13 +22,18 @@ ALIKE = 1e-5  # of the largest answer: the same weights in another process, whos
 EVIDENCE = ("metrics.json", "run.json", "recipe.json", "predictions.parquet", "extra/predictions.parquet")
 
 
-def promote_language(kind: str, name: str, judged: Path, made: Path, receipt: Path) -> dict:
+def promote_language(
+    kind: str, name: str, judged: Path, made: Path, receipt: Path, measured: Path | None = None,
+    pages: Path | None = None,
+) -> dict:  # fmt: skip
     """Carry out the verdict in the folder `judged`, write the receipt and return it.
 
     Args:
         kind: of PARTS in tasks/gate_language.py.
         name: of the recipe, the task, the method or the mix.
         made: folder of tasks/pretrain.py, tasks/finetune.py or tasks/distill.py.
+        measured: folder of its evaluation, of kinds in MEASURED.
+        pages: folder of pages that people look at, kept with the run.
 
     Returns:
         status "promoted", "rejected" or "rolled back" (these files were the champion, and a person took them back).
@@ -43,7 +48,7 @@ def promote_language(kind: str, name: str, judged: Path, made: Path, receipt: Pa
     content = flavor.content(made / "model")
     return carry_out(
         registered(kind, name), verdict, judged, content, receipt,
-        record=lambda champion: _record(kind, name, content, verdict, judged, made, champion),
+        record=lambda champion: _record(kind, name, content, verdict, judged, made, champion, measured, pages),
         register=lambda model, record: register(model, record, made),
         replayed=replayed,
         again=f"run the gate of {name} again",
@@ -87,16 +92,27 @@ def replay(version: track.Version) -> float:
     return worst
 
 
-def _record(kind: str, name: str, content: str, verdict: Mapping, judged: Path, made: Path, champion) -> dict:
+def _record(
+    kind: str, name: str, content: str, verdict: Mapping, judged: Path, made: Path, champion, measured: Path | None,
+    pages: Path | None,
+) -> dict:  # fmt: skip
     """What is written to the run, whatever becomes of it."""
     about, part = read_json(made / "run.json"), PARTS[kind]
+    if kind in MEASURED:
+        about["fingerprint"] = read_json(measured / "run.json")["fingerprint"]
     params = {key: value for key, value in about.items() if key not in ("seconds", "tokens", "steps")}
     metrics = {f"{part}.{metric}": value for metric, value in verdict["metrics"][part].items()}
     # Under another name than the curve's column: MLflow refuses one metric twice at a step.
     metrics |= {"system/seconds" if key == "seconds" else key: value for key, value in verdict["model_metrics"].items()}
     files = {"verdict": judged, "changes.md": changes(champion, params, metrics)}
     files |= {f"evidence/{file}": made / file for file in EVIDENCE if (made / file).is_file()}
-    drawn = [made / "curve.png", *sorted((made / "extra").glob("*.png"))]
+    drawn = [made / "curve.png", made / "mix.png", *sorted((made / "extra").glob("*.png"))]
+    if kind in MEASURED:
+        kept = ("metrics.json", "run.json", "page.html", "answers.parquet", "left_out.parquet", "samples.json")
+        files |= {f"evaluation/{file}": measured / file for file in kept if (measured / file).is_file()}
+        drawn += sorted((measured / "extra").glob("*.png"))
+    if pages:
+        files["pages"] = pages
     files |= {f"plots/{picture.name}": picture for picture in drawn if picture.is_file()}
     files |= {f"rebuild/{file}": Path(file) for file in ATTACHED if Path(file).is_file()}
     revision, dirty = git_state()
@@ -110,26 +126,30 @@ def _record(kind: str, name: str, content: str, verdict: Mapping, judged: Path, 
         "verdict": "passed" if verdict["passed"] else "closed",
         "verdict_sha256": digest(judged / "verdict.json"),
     }
-    if "teacher_content" in about:
-        tags |= {"teacher": _teacher(about), "teacher_sha256": about["teacher_content"]}
+    for who in ("teacher", "base"):
+        if f"{who}_content" in about:
+            tags |= {who: _version(about[who], about[f"{who}_content"]), f"{who}_sha256": about[f"{who}_content"]}
     # A student's curve names its stage, which is no number.
     curve = pl.read_csv(made / "curve.csv").select(pl.exclude("stage")).to_dicts()
     return {"params": params, "metrics": metrics, "curve": curve, "files": files, "tags": tags,
             "data": (kind, about["fingerprint"])}  # fmt: skip
 
 
-def _teacher(about: Mapping) -> str:
-    """The registered version whose files taught, such as models:/language-category/3, or the folder they lie in."""
-    folder = Path(about["teacher"])  # artifacts/<kind>/<name>
-    if folder.parent.name not in PARTS:
-        return str(folder)
-    version = track.find(registered(folder.parent.name, folder.name), "content_sha256", about["teacher_content"])
-    return version.uri if version else str(folder)
+def _version(origin: str, content: str) -> str:
+    """The registered version whose files those are, such as models:/language-category/3, or where they lie.
+
+    Args:
+        origin: artifacts/<kind>/<name>, or <kind>/<name>.
+        content: SHA-256 of the model's files.
+    """
+    kind, name = Path(origin).parent.name, Path(origin).name
+    version = track.find(registered(kind, name), "content_sha256", content) if kind in PARTS else None
+    return version.uri if version else origin
 
 
-def main(kind: str, name: str, judged: str, made: str, receipt: str) -> None:
-    """python -m tasks.promote_language pretrain|finetune|distill|mix|... NAME GATE_FOLDER MADE RECEIPT.json"""
-    tell(promote_language(kind, name, Path(judged), Path(made), Path(receipt)))
+def main(kind: str, name: str, *folders: str) -> None:
+    """python -m tasks.promote_language pretrain|finetune|... NAME GATE_FOLDER MADE RECEIPT.json [EVALUATED [PAGES]]"""
+    tell(promote_language(kind, name, *map(Path, folders)))
 
 
 if __name__ == "__main__":

@@ -23,16 +23,18 @@ import models
 import tasks.recommenders
 from tasks import bundle, plots
 from tasks.command import run
+from tasks.curve import write_curve
 from tasks.files import digest, new_folder, write_json, write_text
 from tasks.judge_lists import judge_lists, popular
 from tasks.recommenders._family import Family
 from tasks.settings import SettingsError, read
 from tasks.slots import slot
-from tasks.training import Trained, use_threads
+from tasks.training import use_threads
 
-__all__ = ["AT", "kind_of", "load", "pack", "train_recommender"]
+__all__ = ["AT", "SERVED", "kind_of", "load", "pack", "train_recommender"]
 
 AT = (10, 20, 50)
+SERVED = {"serve_lists.py": "serve.py", "bundled.py": "bundled.py"}  # files of tasks/, as a version names them
 EXAMPLES = 8  # requests that a registered version is replayed on
 
 
@@ -81,7 +83,7 @@ def train_recommender(entries: Mapping, name: str, ingest: Path, out: Path, chec
         write_json(folder / "metrics.json", metrics)
         (folder / "extra").mkdir()
         (folder / "extra/recall.png").write_bytes(plots.beside(metrics, ("recall", "ndcg"), at))
-        _write_curve(folder, trained)
+        write_curve(folder, trained.curve, "score", picture="extra/curve.png")
         write_json(folder / "run.json", {
             "name": name, "kind": kind, "method": method, "settings": dict(entry.get("settings") or {}),
             "training": training, "parameters": sum(p.numel() for p in family.model.parameters()),
@@ -118,11 +120,8 @@ def pack(family: Family, kind: str, method: str, out: Path) -> dict:
     write_json(files / "recommender.json", about)
     state = {key: value.contiguous() for key, value in family.model.cpu().state_dict().items()}
     save_file(state, files / "model.safetensors")
-    bundle.finish(out, f"models.recommend.{kind}.{method}", SERVED[family.served], outputs=["items", "scores", "known"])
+    bundle.finish(out, f"models.recommend.{kind}.{method}", SERVED, outputs=["items", "scores", "known"])
     return about
-
-
-SERVED = {"lists": {"serve_lists.py": "serve.py", "bundled.py": "bundled.py"}}
 
 
 def load(packed: Path, bundled: str = "bundle"):
@@ -156,14 +155,6 @@ def _entry(entries: Mapping, name: str) -> dict:
 def _known(checkpoints: Path, entry: Mapping, family: Family) -> Path:
     code = digest(Path(models.__file__).parent)
     return write_text(checkpoints / "run.txt", f"{entry}\n{family.fingerprint}\n{code}\n")
-
-
-def _write_curve(folder: Path, trained: Trained) -> None:
-    curve = trained.curve or [{"step": 0, "epoch": 0, "loss": 0.0}]
-    pl.DataFrame(curve).write_csv(folder / "curve.csv")
-    if trained.curve:
-        shown = [{key: row[key] for key in ("step", "loss", "score")} for row in trained.curve]
-        (folder / "extra/curve.png").write_bytes(plots.curves(shown))
 
 
 def main(address: str, name: str, ingest: str, out: str, checkpoints: str) -> None:

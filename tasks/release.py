@@ -10,6 +10,9 @@
 Trained on what was released before the validation window; the probabilities are fitted on that window, with the points
 frozen; measured on everything released after it. Beside it a model without collaborative signal: the cosine of a
 description and the mean description bought, with the same customer terms, calibrated alike; and customer terms alone.
+
+    python -m tasks.release params.yaml:recommenders.releases NAME artifacts/ingest/movies OUT
+
 Source: Campo et al., 2018, arXiv:1803.00202, for the task; its networks are not published in the part that could be
 read, so the probabilities, casual customers and item dropout are ours.
 """
@@ -34,9 +37,11 @@ from models.recommend.retrieval._log import Log
 from models.recommend.retrieval.cml import CML, as_product
 from tasks import plots
 from tasks.command import run
+from tasks.curve import write_curve
 from tasks.descriptions import Describer, describer
 from tasks.files import new_folder, read_json, write_json
 from tasks.settings import SettingsError, read
+from tasks.training import use_threads
 from tasks.windows import Available, Window, Windows, windows
 
 __all__ = ["Customers", "Plan", "predict", "release"]
@@ -44,6 +49,7 @@ __all__ = ["Customers", "Plan", "predict", "release"]
 DAYS = 365.25
 TIERS = ("casual", "regular", "heavy")  # thirds of the customers by purchases
 SYSTEMS = ("metric", "content", "customer")
+COLUMNS = ("user_id", "item_id", "stime", "name", "overview", "release_date")
 
 
 @dataclass(frozen=True)
@@ -110,10 +116,10 @@ def release(settings: Mapping, events: pl.DataFrame, out: str | Path) -> dict:
         settings: see Plan.
         events: purchases, see tasks/windows.py.
         out: takes model.safetensors, system.json, items.parquet (what was trained on), audience.parquet (each test
-            release: expected and true audience, by system), reliability.png and metrics.json.
+            release: expected and true audience, by system), reliability.png, curve.csv, curve.png and metrics.json.
 
     Returns:
-        The metrics.
+        The metrics, and the epochs under `curve`.
 
     Raises:
         SettingsError: an unknown or missing setting.
@@ -330,12 +336,13 @@ def _write(out, plan, settings, model, reader, who, calibrator, cut, audiences, 
     parts = {"content.": model.content.state_dict(), "who.": vars(who), "text.": reader.state(),
              "chance.": calibrator.state_dict()}  # fmt: skip
     tensors = {f"{stem}{key}": value.contiguous() for stem, part in parts.items() for key, value in part.items()}
-    text = _texts(reader, cut.train)
+    text, read = _texts(reader, cut.train), json.loads(json.dumps(dict(settings), default=str))
     built = {"width": model.user.shape[1], "hidden": model.content.first.out_features, "clip": model.clip,
              "margin": model.margin, "feature_scale": model.feature_scale}  # fmt: skip
     with new_folder(out) as folder:
         save_file(tensors | {"points": model.place(text).contiguous()}, folder / "model.safetensors")
-        write_json(folder / "system.json", {"describe": plan.describe, "words": plan.words, "model": built})
+        about = {"describe": plan.describe, "words": plan.words, "model": built, "settings": read}
+        write_json(folder / "system.json", about)
         cut.train.items.drop("overview").write_parquet(folder / "items.parquet")
         cut.test.items.drop("overview").with_columns(**{k: pl.Series(v) for k, v in audiences.items()}).write_parquet(
             folder / "audience.parquet"
@@ -344,15 +351,21 @@ def _write(out, plan, settings, model, reader, who, calibrator, cut, audiences, 
             name: tuple(found[key].numpy() for key in ("predicted", "observed", "rows")) for name, found in bins.items()
         }
         (folder / "reliability.png").write_bytes(plots.reliability(lines))
-        write_json(folder / "metrics.json", metrics | {"settings": json.loads(json.dumps(dict(settings), default=str))})
+        write_curve(folder, [{"step": row["epoch"]} | row for row in metrics["curve"]], "validation_recall")
+        write_json(folder / "metrics.json", {key: value for key, value in metrics.items() if key != "curve"})
 
 
-def main(address: str, events: str, out: str) -> None:
-    """python -m tasks.release params.yaml:recommend.release artifacts/ingest/movies artifacts/release"""
-    frame = pl.read_parquet(Path(events) / "events" / "**" / "*.parquet")
-    found = release(read(address), frame, out)
+def main(address: str, name: str, events: str, out: str) -> None:
+    """python -m tasks.release params.yaml:recommenders.releases NAME artifacts/ingest/movies OUT"""
+    use_threads()
+    settings = {key: value for key, value in read(f"{address}.{name}").items() if key != "data"}
+    log = pl.read_parquet(Path(events) / "events" / "**" / "*.parquet")
+    if absent := [column for column in COLUMNS if column not in log.columns]:
+        raise SettingsError(f"{events} has no column {', '.join(absent)}: releases need items with a description and a "
+                            f"day of release, as tasks/datasets/movies.py reads them")  # fmt: skip
+    found = release(settings, log, out)
     low, high = found["gain"]["item_auc_over_content"][1:]
-    print(f"{out}: item AUC {found['metric']['item_auc']:.4f} (content alone {found['content']['item_auc']:.4f}, "
+    print(f"{name}: item AUC {found['metric']['item_auc']:.4f} (content alone {found['content']['item_auc']:.4f}, "
           f"difference {low:+.4f} to {high:+.4f}), ECE {found['metric']['ece']:.5f}, audience "
           f"{found['metric']['audience_ratio']:.2f} of the true one; {found['items']['test']} releases")  # fmt: skip
 

@@ -16,7 +16,7 @@ import polars as pl
 from models.components._model import Model, assemble
 from tasks.engine import Engine, HeldOut
 from tasks.files import read_json
-from tasks.finetune import Evaluation, Start, kind_of, load_start, retarget, rows_of
+from tasks.finetune import Evaluation, Start, kind_of, load_start, retarget, rows_of, tagged
 from tasks.kinds._kind import Kind, Rejected
 from tasks.pretrain import rows_digest
 from tasks.settings import SettingsError
@@ -49,7 +49,7 @@ def rescore(champion: Path, made: Path, data: Path) -> Rescored:
 
     Args:
         champion: files of a registered version.
-        made: folder of tasks/pretrain.py, tasks/finetune.py or tasks/distill.py.
+        made: folder of tasks/pretrain.py, tasks/finetune.py or of a unit of distillation.
         data: tokens or an ingested set, which the candidate was made of.
 
     Raises:
@@ -91,6 +91,7 @@ def _labelled(start: Start, made: Path, data: Path, about: Mapping) -> Rescored:
     """Answers to the dev rows, each model reading with its own tokenizer."""
     rows = rows_of(data)
     _refuse_others(about, hashlib.sha256(rows["dev"].write_ndjson().encode()).hexdigest(), data)
+    rows = {split: tagged(frame, about.get("tag", "")) for split, frame in rows.items()}
     chosen = {"kind": about["kind"], "length": about["length"], "settings": about.get("settings")}
     try:
         kind = kind_of(chosen, start, rows)

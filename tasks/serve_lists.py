@@ -132,14 +132,30 @@ class Lists(mlflow.pyfunc.PythonModel):
         return pl.DataFrame(columns)
 
 
+class _Users:
+    """Users of the training, by the id that people use."""
+
+    def __init__(self, folder: Path):
+        self.rows = pl.read_parquet(folder / "users.parquet").select("user", index=pl.int_range(pl.len()))
+        self.type = self.rows["user"].dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def places(self, user: pl.Series) -> Tensor:
+        """(B,) int64 rows of users.parquet; -1 is a stranger, whose fields are the last row of a table of them."""
+        found = user.to_frame("user").join(self.rows, on="user", how="left", maintain_order="left")["index"]
+        return torch.from_numpy(found.fill_null(-1).cast(pl.Int64).to_numpy().copy())
+
+
 class _Retrieval:
     """Vectors of users and items; a user who is new is known by the history."""
 
     def __init__(self, about: dict, folder: Path):
         from models.recommend.retrieval._log import Log
 
-        self.users = pl.read_parquet(folder / "users.parquet").select("user", index=pl.int_range(pl.len()))
-        self.user_type, self.log_type = self.users["user"].dtype, Log
+        self.users = _Users(folder)
+        self.user_type, self.log_type = self.users.type, Log
         pairs = load_file(folder / "pairs.safetensors")
         self.log = Log.of(pairs["user"].long(), pairs["item"].long(), *about["sizes"])
         self.model = build("recommend.retrieval", about["method"], self.log, **about["settings"])
@@ -151,7 +167,7 @@ class _Retrieval:
 
     def score(self, user: pl.Series, row: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (B, I), and 2 where the user is known, 1 where the history is, else 0."""
-        index, row, item = self._index(user), row[item >= 0], item[item >= 0]
+        index, row, item = self.users.places(user), row[item >= 0], item[item >= 0]
         known = torch.where(index >= 0, 2, 0)
         score = self.model.score(index.clamp(min=0)).float().clone()
         new = (known == 0) & torch.zeros_like(known, dtype=torch.bool).index_fill(0, row.unique(), True)
@@ -165,14 +181,10 @@ class _Retrieval:
 
     def seen(self, user: pl.Series) -> tuple[Tensor, Tensor]:
         """(request, item) pairs of the training log of the known users."""
-        index = self._index(user)
+        index = self.users.places(user)
         here = (index >= 0).nonzero().flatten()
         row, item = self.log.of_users(index[here])
         return here[row], item
-
-    def _index(self, user: pl.Series) -> Tensor:
-        found = user.to_frame("user").join(self.users, on="user", how="left", maintain_order="left")["index"]
-        return torch.from_numpy(found.fill_null(-1).cast(pl.Int64).to_numpy().copy())
 
 
 class _Session:
@@ -208,8 +220,8 @@ class _Towers:
     def __init__(self, about: dict, folder: Path):
         from models.recommend.towers._towers import Fields, described, recent
 
-        self.users = pl.read_parquet(folder / "users.parquet").select("user", index=pl.int_range(pl.len()))
-        self.user_type, self.length = self.users["user"].dtype, about["length"]
+        self.users = _Users(folder)
+        self.user_type, self.length = self.users.type, about["length"]
         self.recent, self.described = recent, described
         kept = load_file(folder / "users.safetensors")
         self.fields, self.bought, self.owner = kept["fields"], kept["item"].long(), kept["user"].long()
@@ -235,7 +247,7 @@ class _Towers:
         Args:
             row, item: histories; of a known user who brings none, those of the training are taken.
         """
-        index, row, item = self._index(user), row[item >= 0], item[item >= 0]
+        index, row, item = self.users.places(user), row[item >= 0], item[item >= 0]
         told = torch.zeros(len(user), dtype=torch.bool).index_fill(0, row.unique(), True)
         table = self.recent(row, item, len(user), self.length)
         own = (index >= 0) & ~told
@@ -248,17 +260,12 @@ class _Towers:
 
     def seen(self, user: pl.Series) -> tuple[Tensor, Tensor]:
         """(request, item) pairs of the training log of the known users."""
-        index = self._index(user)
+        index = self.users.places(user)
         start = torch.cat([self.end.new_zeros(1), self.end[:-1]])
         count = torch.where(index >= 0, self.end[index] - start[index], 0)
         row = torch.arange(len(index)).repeat_interleave(count)
         place = torch.arange(len(row)) - (count.cumsum(0) - count)[row] + start[index[row]]
         return row, self.bought[place]
-
-    def _index(self, user: pl.Series) -> Tensor:
-        """Places of users; -1, which is the last row of the fields, is a stranger."""
-        found = user.to_frame("user").join(self.users, on="user", how="left", maintain_order="left")["index"]
-        return torch.from_numpy(found.fill_null(-1).cast(pl.Int64).to_numpy().copy())
 
 
 mlflow.models.set_model(Lists())

@@ -16,16 +16,15 @@ import polars as pl
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from tasks import score, track
+from tasks import recommender, score, track
 from tasks.command import run
 from tasks.files import digest, read_json
-from tasks.recommender import load
 
 __all__ = ["open_recommender", "top_k"]
 
 PART = 8192  # requests at a time
 CHECKOUT = Path(__file__).parents[1]
-SERVED = {"serve.py": "tasks/serve_lists.py", "bundled.py": "tasks/bundled.py"}  # as a version names them
+SERVED = {shipped: f"tasks/{here}" for here, shipped in recommender.SERVED.items()}
 
 
 def top_k(model, requests: Path, out: Path, k: int = 20, allowed: pl.Series | None = None) -> int:
@@ -78,7 +77,7 @@ def open_recommender(address: str):
         if not (Path(address) / "bundle/recommender.json").is_file():
             raise ValueError(f"{address} holds no recommender; give models:/recommender-<name>@champion, or the folder "
                              f"artifacts/recommender/<name>/packed")  # fmt: skip
-        return load(Path(address))
+        return recommender.load(Path(address))
     version = track.resolve(address)
     with TemporaryDirectory() as place:
         folder = track.model_files(version, Path(place))
@@ -88,7 +87,7 @@ def open_recommender(address: str):
         if other := [name for name, path in here.items() if not path.is_file() or digest(path) != shipped[name]]:
             words = f"{version.uri} was registered with another {', '.join(other)} than this checkout has"
             raise ValueError(f"{words}; take revision {version.tags.get('git_revision')}, or use tasks.score")
-        return load(folder, "artifacts/bundle")
+        return recommender.load(folder, "artifacts/bundle")
 
 
 def main(*words: str) -> None:

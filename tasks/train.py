@@ -18,7 +18,7 @@ from tasks.command import run
 from tasks.evaluate import metrics, predict
 from tasks.files import digest, new_folder, read_json, write_json, write_text
 from tasks.labels import Task, find_leaks, label, read_tasks, require_two_classes
-from tasks.settings import read
+from tasks.settings import SettingsError, read
 from tasks.slots import slot
 from tasks.training import Trained, Training, train, use_threads
 
@@ -40,6 +40,8 @@ def train_backbone(
     """Train `settings["method"]` on `settings["tasks"]` and write the backbone's folder.
 
     Args:
+        settings: with `teachers`, a folder of this unit with single-task networks of the same tasks, kd_mtl learns from
+            those and trains none.
         vectors: folder of tasks/vectors.py, the numbers of the listings' texts; None is none.
 
     Returns:
@@ -59,16 +61,23 @@ def train_backbone(
     for index, task in enumerate(tasks):
         refuse_leaks(task.name, rows, {split: labels[split][:, index] for split in labels}, manifest)
 
+    names, own, taught = [task.name for task in tasks], dict(settings.get("settings") or {}), None
+    if settings.get("teachers"):
+        if settings["method"] != "kd_mtl":
+            raise SettingsError(f"{settings['method']} takes no teachers; take `teachers` out, or choose kd_mtl")
+        taught, about = _teachers(Path(settings["teachers"]), names, features)
+        own = {"teacher": about["settings"]} | own
     torch.manual_seed(training.seed)
-    model = multi_task(settings["method"], manifest["sizes"], len(manifest["numerical"]), len(tasks),
-                       **settings.get("settings") or {})  # fmt: skip
+    model = multi_task(settings["method"], manifest["sizes"], len(manifest["numerical"]), len(tasks), **own)
+    if taught is not None:
+        model.teach(taught)
     # A run is known by what decides its result; a checkpoint of any other run is never picked up.
     known = write_text(
         checkpoints / "run.txt",
         f"{settings}\n{digest(features)}\n{labels['train'].shape}\n{digest(Path(models.__file__).parent)}\n"
-        + (f"{digest(vectors / 'manifest.json')}\n" if text_names(vectors) else ""),
+        + (f"{digest(vectors / 'manifest.json')}\n" if text_names(vectors) else "")
+        + (f"{about['sha256']}\n" if taught is not None else ""),
     )
-    names = [task.name for task in tasks]
     with slot() as device:
         model.to(device)
         trained = fit_backbone(model, names, rows, labels, training, checkpoints / digest(known)[:16], device)
@@ -90,6 +99,24 @@ def train_backbone(
         else:
             write_json(folder / "text/text.json", {"content": None, "columns": []})
     return out
+
+
+def _teachers(folder: Path, names: list[str], features: Path) -> tuple[torch.nn.Module, dict]:
+    """The single-task networks of a folder, and its backbone.json.
+
+    Raises:
+        SettingsError: the folder holds another method, other tasks, or a model of other features; names all of it.
+    """
+    if not (folder / "backbone.json").is_file():
+        raise SettingsError(f"teachers: {folder} has no backbone.json; name a folder that tasks/train.py wrote")
+    model, about = load_backbone(folder)
+    wrong = [f"its {what} {has}, not {wanted}" for what, has, wanted in
+             (("method is", about["method"], "single_task"), ("tasks are", about["tasks"], names),
+              ("features are", about["features"][:12], digest(features / "encoder.json")[:12]))
+             if has != wanted]  # fmt: skip
+    if wrong:
+        raise SettingsError(f"teachers: {folder}: {'; '.join(wrong)}; train them on the same tasks and features")
+    return model, about
 
 
 def with_texts(features: Path, vectors: Path | None) -> dict:

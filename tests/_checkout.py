@@ -17,7 +17,9 @@ RECOMMEND = (
     "features", "vectors", "backbone", "prompt", "gate_backbone", "promote_backbone", "gate", "promote",
     "gate_listings", "promote_listings", "made_of_click", "click", "gate_click", "promote_click",
 )  # fmt: skip
-ITEMS = ("made_of", "recommender", "gate_recommender", "promote_recommender", "item_index")
+ITEMS = (
+    "made_of", "recommender", "gate_recommender", "promote_recommender", "item_index", "rerank", "release", "bandit",
+)  # fmt: skip
 LANGUAGE = (
     "tokenizer", "tokens", "parts", "pretrain", "gate_pretrain", "promote_pretrain", "finetune", "gate_finetune",
     "promote_finetune",
@@ -27,6 +29,7 @@ DISTILL = (
               for step in ("parts_", "", "gate_", "promote_")),
     "distill_tasks", "distill_of_tasks", "gate_tasks", "promote_tasks", "generate_reading", "generate_examples",
     "generate_reasons", "distill_relevance", "distill_languages",
+    *(f"{step}_{kind}" for kind in ("relevance", "languages") for step in ("gate", "promote")),
 )  # fmt: skip
 
 

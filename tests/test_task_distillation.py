@@ -63,9 +63,10 @@ def small(params: dict) -> None:
     }  # fmt: skip
 
 
-LAST = ("promote_tasks@shop_category", "distill_of_tasks@small", "generate_reading@corpora", "distill_relevance@match",
-        "distill_languages@zh")  # fmt: skip
-ALL = {*LAST, "gate_tasks@shop_category", "distill_tasks@shop", "generate_examples@few", "generate_reasons@match"}
+LAST = ("promote_tasks@shop_category", "distill_of_tasks@small", "generate_reading@corpora", "promote_relevance@match",
+        "promote_languages@zh")  # fmt: skip
+ALL = {*LAST, "gate_tasks@shop_category", "distill_tasks@shop", "generate_examples@few", "generate_reasons@match",
+       "gate_relevance@match", "distill_relevance@match", "gate_languages@zh", "distill_languages@zh"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -105,22 +106,32 @@ def test_a_fresh_checkout_runs_all_that_is_named(checkout):
     assert stale(checkout) == set()
 
 
+def champion(checkout: Checkout, model: str) -> dict:
+    """The tags of a registered champion."""
+    code = f"import json; from tasks import track; print(json.dumps(track.by_alias('{model}', 'champion').tags))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=checkout.folder, env=checkout.environment, text=True,
+                          check=True, stdout=subprocess.PIPE).stdout  # fmt: skip
+    return json.loads(told.splitlines()[-1])
+
+
+def test_students_of_reasons_and_of_languages_are_versions(checkout):
+    assert champion(checkout, "distill-match")["stage"] == "relevance@match"
+    tags = champion(checkout, "distill-zh")
+    assert tags["stage"] == "languages@zh" and tags["teacher"].startswith("models:/language-translate/")
+
+
 def test_a_task_of_a_shared_student_is_a_version_that_names_its_teacher(checkout):
     assert checkout.json("artifacts/language/receipt/shop_category.json")["status"] == "promoted"
     verdict = checkout.json("artifacts/language/gate/shop_category/verdict.json")
     assert {"kept", "latency_ms", "ratio", "size_mb"} <= set(verdict["model_metrics"])
-    code = ("import json; from tasks import track; "
-            "print(json.dumps(track.by_alias('distill-shop_category', 'champion').tags))")  # fmt: skip
-    told = subprocess.run([sys.executable, "-c", code], cwd=checkout.folder, env=checkout.environment, text=True,
-                          check=True, stdout=subprocess.PIPE).stdout  # fmt: skip
-    tags = json.loads(told.splitlines()[-1])
+    tags = champion(checkout, "distill-shop_category")
     assert tags["teacher"] == "artifacts/finetune/category"  # which is no version in this checkout
     assert tags["stage"] == "tasks@shop_category"
 
 
 def test_one_line_makes_its_own_stages_stale(checkout):
     checkout.params(lambda p: p["distill"]["relevance"]["match"].update(reasons=14))
-    assert stale(checkout) == {"distill_relevance@match"}
+    assert stale(checkout) == {"distill_relevance@match"}  # and, once that is run, what reads it
     checkout.params(lambda p: p["distill"]["relevance"]["match"].update(reasons=12))
     checkout.params(lambda p: p["distill"]["tasks"].update(other=p["distill"]["tasks"]["shop"]))
     assert "distill_tasks@other" in (found := stale(checkout)) and "distill_tasks@shop" not in found

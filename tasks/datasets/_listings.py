@@ -6,14 +6,26 @@ text. The lexicon and the sentences are ours. Every choice is a hash of the seed
 the same numbers give the same bytes on any machine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 
-__all__ = ["CATEGORIES", "LICENCE", "Listing", "draw"]
+__all__ = [
+    "CATEGORIES",
+    "COLOURS",
+    "CONDITIONS",
+    "LANGUAGES",
+    "LICENCE",
+    "Listing",
+    "ListingError",
+    "check_languages",
+    "draw",
+    "texts_of_items",
+]
 
 LICENCE = "CC0-1.0"  # made here
+LANGUAGES = ("en", "zh", "ja")  # in the order of their words below
 LEXICON = """
 shoes | 鞋子 | 靴
   things: sneakers 运动鞋 スニーカー, boots 靴子 ブーツ, sandals 凉鞋 サンダル, heels 高跟鞋 ヒール
@@ -89,6 +101,22 @@ PLACES = (
 )
 WHEN = ("last spring", "two years ago", "in May", "before we moved", "for my sister")
 HAGGLE = ("and I am open to offers", "and the price is firm", "shipping included", "or best offer")
+
+
+class ListingError(ValueError):
+    """Listings cannot be made with these settings."""
+
+
+def check_languages(languages: Iterable[str]):
+    """The languages as they are, if listings have them.
+
+    Raises:
+        ListingError: none, or one that they do not have.
+    """
+    if not languages or (unknown := [name for name in languages if name not in LANGUAGES]):
+        told = ", ".join(map(str, unknown)) if languages else "none"
+        raise ListingError(f"languages has {told}; made-up listings come in {', '.join(LANGUAGES)}")
+    return languages
 
 
 def draw(count: int, *what) -> int:
@@ -204,5 +232,13 @@ class Listing:
         return draw(count, self.seed, self.number, *what)
 
 
+def texts_of_items(count: int, seed: int) -> list:
+    """`count` items of the synthetic marketplace of that seed, with the same title() and description() as listings."""
+    from tasks.datasets._sample_texts import ItemTexts  # imports this module
+    from tasks.datasets.sample import items
+
+    return [ItemTexts(row) for row in items(count, seed=seed).iter_rows(named=True)]
+
+
 def _place(language: str) -> int:
-    return ("en", "zh", "ja").index(language)
+    return LANGUAGES.index(language)

@@ -25,6 +25,7 @@ __all__ = [
     "language_of",
     "licence_of",
     "note",
+    "of_the_sample",
     "records",
     "rules",
     "scan",
@@ -81,6 +82,11 @@ def note(out: Path, source: Path, module: str, **facts) -> bool:
     if given := {key: value for key, value in facts.items() if value is not None}:
         (Path(out) / ABOUT).write_text(json.dumps(given, ensure_ascii=False) + "\n", encoding="utf-8")
     return True
+
+
+def of_the_sample(source: Path) -> bool:
+    """Whether a source is the synthetic marketplace, whose listings are then written."""
+    return Path(source).resolve() == Path(__file__).with_name("sample.py").resolve()
 
 
 def stated(value, file: str) -> str | None:

@@ -10,7 +10,8 @@ Takes Parquet, JSON lines, JSON, CSV, TSV and text files, also with .gz, in any 
                 heading of WikiText (` = Title = `), headings of that level begin documents and the others are left out
 
 `language` and `licence` are settings of the dataset (one value, or one for each pattern of file names), unless the
-records have such columns. When the source is this file, listings of a made-up marketplace are written.
+records have such columns. When the source is this file, listings of a made-up marketplace are written; when it is
+sample.py beside it, those of the items whose log that writes.
 """
 
 import json
@@ -21,13 +22,14 @@ from pathlib import Path
 
 import polars as pl
 
-from tasks.datasets._listings import LICENCE, Listing, draw
+from tasks.datasets._listings import LICENCE, Listing, ListingError, check_languages, draw, texts_of_items
 from tasks.datasets._rules import Rule
 from tasks.datasets._text import (
     TextUnreadable,
     language_of,
     licence_of,
     note,
+    of_the_sample,
     records,
     rules,
     scan,
@@ -61,24 +63,34 @@ def fetch(
     source: Path,
     documents: int = 1500,
     seed: int = 7,
+    languages: dict[str, int] | None = None,
     language: str | dict | None = None,
     licence: str | dict | None = None,
 ) -> None:
-    """Copy a file or folder, or make `documents` listings when `source` is this file.
+    """Copy a file or folder, or make `documents` listings when `source` is this file or sample.py.
 
     Args:
         out: an empty folder.
-        source: texts, or this file.
+        source: texts, or this file; or sample.py beside it, for listings of the synthetic marketplace's items.
         documents: listings to make.
         seed: other listings.
+        languages: of those that are made: {en: 60, zh: 30, ja: 10}, in percent; None for 85, 10 and 5.
         language: of the texts; without it each document's is guessed from its script.
         licence: of the texts.
+
+    Raises:
+        ListingError: `languages` are not those of listings, or not a hundred percent.
     """
-    if note(out, source, __file__, language=language, licence=licence):
+    sample = of_the_sample(source)
+    if not sample and note(out, source, __file__, language=language, licence=licence):
         return
+    shares = check_languages(languages or dict(LANGUAGES))
+    if sum(shares.values()) != 100:
+        raise ListingError(f"languages add up to {sum(shares.values())}; they are percent of the documents: 100 in all")
+    listings = texts_of_items(documents, seed) if sample else [Listing(seed, number) for number in range(documents)]
     with open(out / "listings.jsonl", "w", encoding="utf-8") as file:
-        for number in range(documents):
-            listing, spoken = Listing(seed, number), _language(seed, number)
+        for number, listing in enumerate(listings):
+            spoken = _language(shares, seed, number)
             record = {
                 "sentences": [listing.title(spoken), *listing.description(spoken)],
                 "language": spoken,
@@ -87,9 +99,9 @@ def fetch(
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _language(seed: int, number: int) -> str:
+def _language(shares: dict[str, int], seed: int, number: int) -> str:
     left = draw(100, seed, number, "language")
-    for name, share in LANGUAGES:
+    for name, share in shares.items():
         if left < share:
             return name
         left -= share

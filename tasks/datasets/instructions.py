@@ -8,12 +8,12 @@ made-up listings are written.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
 
-from tasks.datasets._listings import CATEGORIES, LICENCE, Listing, draw
+from tasks.datasets._listings import CATEGORIES, LANGUAGES, LICENCE, Listing, check_languages, draw
 from tasks.datasets._rules import Rule
 from tasks.datasets._text import TextUnreadable, language_of, licence_of, note, records, rules, scan, stated
 
@@ -22,6 +22,38 @@ __all__ = ["KIND", "SCHEMA", "expectations", "fetch", "read"]
 KIND = "instructions"
 SCHEMA = dict.fromkeys(("instruction", "input", "output", "language", "licence", "origin"), pl.String)
 ROLES = {"user": "instruction", "human": "instruction", "assistant": "output", "gpt": "output"}
+ASKED = {  # of made-up listings, by the language of the instruction
+    "en": {
+        "title": "Write a title for this listing.",
+        "category": "Which category fits this listing? Choose one of: {}.",
+        "between": ", ",
+        "describe": "Describe the item.",
+        "translate": {"zh": "Translate this title into Chinese.", "ja": "Translate this title into Japanese."},
+        "asked": "What is the {} item made of, and how much is it?",
+        "said": "It is made of {} and costs {} dollars.",
+        "text": "{}. I ask {} dollars.",
+    },
+    "zh": {
+        "title": "请为这个商品写一个标题。",
+        "category": "这个商品属于哪个类别？请从以下选项中选择：{}。",
+        "between": "、",
+        "describe": "请描述这个商品。",
+        "translate": {"en": "请把这个标题翻译成英文。", "ja": "请把这个标题翻译成日文。"},
+        "asked": "{}的这个商品是什么材料做的？价格是多少？",
+        "said": "材料是{}，价格是{}美元。",
+        "text": "{}。价格是{}美元。",
+    },
+    "ja": {
+        "title": "この商品のタイトルを書いてください。",
+        "category": "この商品はどのカテゴリーですか。次から一つ選んでください：{}。",
+        "between": "、",
+        "describe": "この商品を説明してください。",
+        "translate": {"en": "このタイトルを英語に訳してください。", "zh": "このタイトルを中国語に訳してください。"},
+        "asked": "{}のこの商品の素材は何ですか。値段はいくらですか。",
+        "said": "素材は{}で、値段は{}ドルです。",
+        "text": "{}。値段は{}ドルです。",
+    },
+}
 
 
 def read(raw: Path) -> pl.LazyFrame:
@@ -51,6 +83,7 @@ def fetch(
     source: Path,
     instructions: int = 600,
     seed: int = 7,
+    languages: Sequence[str] | None = None,
     language: str | dict | None = None,
     licence: str | dict | None = None,
 ) -> None:
@@ -61,14 +94,22 @@ def fetch(
         source: instructions, or this file.
         instructions: to make.
         seed: other listings.
+        languages: of those that are made: en, zh, ja, in turn; None for English ones and translations into Chinese.
         language: of the files, where they do not say it; else each row's is guessed from the script of its instruction.
         licence: of the files.
+
+    Raises:
+        ListingError: a language that listings do not have.
     """
     if note(out, source, __file__, language=language, licence=licence):
         return
+    if languages is not None:
+        check_languages(languages)
     with open(out / "listings.jsonl", "w", encoding="utf-8") as file:
         for number in range(instructions):
-            record = {**_made(Listing(seed, number), draw(5, seed, number, "instruction")), "licence": LICENCE}
+            listing, kind = Listing(seed, number), draw(5, seed, number, "instruction")
+            record = _made(listing, kind) if languages is None else _spoken(listing, kind, languages, number)
+            record["licence"] = LICENCE
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
@@ -88,6 +129,33 @@ def _made(listing: Listing, kind: int) -> dict:
     said = f"It is made of {listing.words['material'][0]} and costs {listing.price} dollars."
     text = f"{listing.title()}. I ask {listing.price} dollars."
     return {"instruction": asked, "input": text, "output": said}
+
+
+def _spoken(listing: Listing, kind: int, languages: Sequence[str], number: int) -> dict:
+    """As `_made`, in the language whose turn it is; titles are translated into the next one."""
+    turn = number % len(languages)
+    spoken, other = languages[turn], languages[(turn + 1) % len(languages)]
+    place, words = LANGUAGES.index(spoken), ASKED[spoken]
+    title, description = listing.title(spoken), ("" if spoken != "en" else " ").join(listing.description(spoken))
+    category = lambda name: CATEGORIES[name]["names"][place]
+    if kind == 0:
+        record = {"instruction": words["title"], "input": description, "output": title}
+    elif kind == 1:
+        choices = words["between"].join(map(category, CATEGORIES))
+        record = {
+            "instruction": words["category"].format(choices),
+            "input": title,
+            "output": category(listing.category),
+        }
+    elif kind == 2 or (kind == 3 and other == spoken):
+        record = {"instruction": words["describe"], "input": title, "output": description}
+    elif kind == 3:
+        record = {"instruction": words["translate"][other], "input": title, "output": listing.title(other)}
+    else:
+        said = words["said"].format(listing.words["material"][place], listing.price)
+        text = words["text"].format(title, listing.price)
+        record = {"instruction": words["asked"].format(listing.brand), "input": text, "output": said}
+    return record | {"language": spoken}
 
 
 def _instructions(path: Path, file: str, facts: dict) -> Iterator[dict]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import polars as pl
 
 from tasks.datasets._examples import COLUMNS, conform, rules
-from tasks.datasets._listings import CATEGORIES, LICENCE, Listing, draw
+from tasks.datasets._listings import CATEGORIES, LANGUAGES, LICENCE, Listing, ListingError, draw
 from tasks.datasets._rules import Rule
 
 __all__ = ["ANSWERS", "KIND", "ListingError", "described", "expectations", "fetch", "listings", "read"]
@@ -26,13 +26,9 @@ __all__ = ["ANSWERS", "KIND", "ListingError", "described", "expectations", "fetc
 KIND = "examples"
 FIRST = 1 << 32  # number of the first listing
 CUT = (80, 90)  # percent of the listings in train, and in train and dev
-LANGUAGES = ("en", "zh", "ja")
+SIZES = {"shoes": [str(size) for size in range(36, 46)], "sports": ["S", "M", "L", "XL"]}  # category -> sizes
 ENGLISH = ("tags", "question")  # answers that need words with spaces between them, or one grammar
 ASKED = {"brand": "Which brand is it?", "colour": "What colour is it?", "thing": "What is for sale?"}
-
-
-class ListingError(ValueError):
-    """The examples cannot be made with these settings."""
 
 
 def read(raw: Path) -> pl.LazyFrame:
@@ -56,7 +52,7 @@ def fetch(
         rows: examples, from 10 on.
         seed: other listings of the same marketplace.
         answer: what is asked, see above.
-        language: en, zh or ja; tags and question are in English only.
+        language: en, zh or ja; tags and question are in English only. A catalogue may have several, such as en+zh.
 
     Raises:
         ListingError: a setting is out of its range; says which.
@@ -66,9 +62,12 @@ def fetch(
     if answer not in ANSWERS:
         raise ListingError(f"answer is {answer!r}; it is one of {', '.join(ANSWERS)}")
     allowed = LANGUAGES[:1] if answer in ENGLISH else LANGUAGES
-    if language not in allowed:
+    spoken = str(language).split("+") if answer == "catalogue" else [language]
+    if not set(spoken) <= set(allowed):
         raise ListingError(f"language is {language!r}; with answer {answer} it is one of {', '.join(allowed)}")
-    made = [ANSWERS[answer](one, language) | {"split": _split(one), "licence": LICENCE} for one in listings(rows, seed)]
+    in_turn = lambda one: spoken[draw(len(spoken), one.seed, one.number, "language")]
+    drawn = listings(rows, seed)
+    made = [ANSWERS[answer](one, in_turn(one)) | {"split": _split(one), "licence": LICENCE} for one in drawn]
     kinds = {name: COLUMNS[name] for name in made[0]}
     pl.DataFrame(made, schema=kinds).write_parquet(Path(out) / "examples.parquet")
 
@@ -122,6 +121,17 @@ def _choice(one: Listing, language: str) -> dict:
     return {"text": asked, "second": described(one, language), "choices": options, "label": str(place)}
 
 
+def _catalogue(one: Listing, language: str) -> dict:
+    index = LANGUAGES.index(language)
+    facts = {"language": language, "brand": one.brand, "condition": one.condition[(0, 2, 3)[index]]}
+    facts |= {part: one.words[part][index] for part in ("colour", "material", "use")} | {"price": str(one.price)}
+    if sizes := SIZES.get(one.category):
+        facts["size"] = sizes[draw(len(sizes), one.seed, one.number, "size")]
+    path = [CATEGORIES[one.category]["names"][index], one.words["thing"][index]]
+    second = "\n".join(f"{name}: {fact}" for name, fact in facts.items())
+    return {"text": one.title(language), "second": second, "label": " > ".join(path)}
+
+
 ANSWERS: dict[str, Callable[[Listing, str], dict]] = {
     "category": lambda one, language: {"text": one.title(language), "label": one.category},
     "condition": lambda one, language: {"text": one.title(language), "label": one.condition[0]},
@@ -130,6 +140,7 @@ ANSWERS: dict[str, Callable[[Listing, str], dict]] = {
     "tags": _tags,
     "question": _question,
     "choice": _choice,
+    "catalogue": _catalogue,
     "title": lambda one, language: {"text": described(one, language), "label": one.title(language)},
     "description": lambda one, language: {
         "text": one.title(language), "second": described(one, language), "label": "fits",

@@ -4,18 +4,30 @@ Takes Parquet, JSON lines, JSON, CSV and TSV, also with .gz. A record has source
 languages (en and zh), or "translation": {"en": ..., "zh": ...}. source_language and target_language are columns, the
 settings `source_language` and `target_language`, the names of the columns, or else guessed from the script. Fields
 that tell one kind of pair from another (field, kind) make the origin, after the name of the file. Pairs without text on
-one side are left out. When the source is this file, made-up listings are written in English and Chinese.
+one side are left out. When the source is this file, made-up listings are written, in English and Chinese
+unless `languages` says otherwise.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
 
-from tasks.datasets._listings import LICENCE, Listing
+from tasks.datasets._listings import LICENCE, Listing, ListingError, check_languages, texts_of_items
 from tasks.datasets._rules import Rule
-from tasks.datasets._text import SCRIPTS, TextUnreadable, language_of, licence_of, note, records, rules, scan, stated
+from tasks.datasets._text import (
+    SCRIPTS,
+    TextUnreadable,
+    language_of,
+    licence_of,
+    note,
+    of_the_sample,
+    records,
+    rules,
+    scan,
+    stated,
+)
 
 __all__ = ["KIND", "SCHEMA", "expectations", "fetch", "read"]
 
@@ -64,31 +76,46 @@ def fetch(
     source: Path,
     pairs: int = 1000,
     seed: int = 7,
+    languages: Sequence[str] = ("en", "zh"),
     source_language: str | None = None,
     target_language: str | None = None,
     licence: str | dict | None = None,
 ) -> None:
-    """Copy a file or folder, or make `pairs` pairs of sentences when `source` is this file.
+    """Copy a file or folder, or make `pairs` pairs of sentences when `source` is this file or sample.py.
 
     Args:
         out: an empty folder.
-        source: pairs, or this file.
+        source: pairs, or this file; or sample.py beside it, for listings of the synthetic marketplace's items.
         pairs: to make.
         seed: other listings.
+        languages: of those that are made: the first one, paired with each of the others in turn; en, zh, ja.
         source_language: of the files, where they do not say it.
         target_language: likewise.
         licence: of the files.
+
+    Raises:
+        ListingError: fewer than two languages, or one that listings do not have.
     """
     facts = {"source_language": source_language, "target_language": target_language, "licence": licence}
-    if note(out, source, __file__, **facts):
+    sample = of_the_sample(source)
+    if not sample and note(out, source, __file__, **facts):
         return
+    if len(check_languages(languages)) < 2:
+        raise ListingError(f"languages is {list(languages)}; a pair has two of them")
+    half = (pairs + 1) // 2
+    listings = texts_of_items(half, seed) if sample else [Listing(seed, number) for number in range(half)]
     with open(out / "listings.jsonl", "w", encoding="utf-8") as file:
         for number in range(pairs):
-            listing, titled = Listing(seed, number // 2), number % 2 == 0  # the title, then its first two sentences
-            english = listing.title() if titled else " ".join(listing.description()[:2])
-            chinese = listing.title("zh") if titled else "".join(listing.description("zh")[:2])
-            record = {"en": english, "zh": chinese, "licence": LICENCE}
+            listing, titled = listings[number // 2], number % 2 == 0  # the title, then its first two sentences
+            spoken = languages[0], languages[1 + number // 2 % (len(languages) - 1)]
+            record = {one: _said(listing, one, titled) for one in spoken} | {"licence": LICENCE}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _said(listing, language: str, titled: bool) -> str:
+    """The title, or the first two sentences of the description."""
+    between = " " if language == "en" else ""
+    return listing.title(language) if titled else between.join(listing.description(language)[:2])
 
 
 def _size(text: pl.Expr) -> pl.Expr:

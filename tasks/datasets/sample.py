@@ -33,7 +33,7 @@ from tasks.datasets import merrec
 from tasks.datasets._rules import Rule, inside_month
 from tasks.datasets._schema import COLUMNS, MERREC_EVENTS, conform
 
-__all__ = ["EVENTS", "FEATURES", "best_scores", "expectations", "fetch", "read", "view_scores"]
+__all__ = ["EVENTS", "FEATURES", "best_scores", "expectations", "fetch", "items", "read", "view_scores"]
 
 EVENTS = MERREC_EVENTS
 FEATURES = merrec.FEATURES
@@ -225,6 +225,34 @@ def view_scores(raw: Path, rows: pl.DataFrame, category: float = 1, popularity: 
     drawn = (category * taste + popularity * share) / (category + popularity)
     stime = (rows["stime"].dt.epoch("ms") - market.epoch).to_numpy()
     return pl.Series("p_item_view", suits * taste / drawn * _freshness(market, leaf, place, stime))
+
+
+def items(count: int, rows: int = 300_000, seed: int = 7, start: str = "2023-05-01", days: int = 31) -> pl.DataFrame:
+    """`count` different items that are listed while the log of these settings runs, the same for the same settings.
+
+    Returns:
+        The log's columns of an item, and style, noun and detail: the words of its name.
+
+    Raises:
+        SampleError: a setting is out of its range; the market lists fewer items.
+    """
+    market, world = _market(rows, seed, start, days), _world()
+    if count > (there := int(market.listed.sum())):
+        raise SampleError(f"{count:,} listings are asked for, but a log of {rows:,} rows lists {there:,}; raise rows")
+    ends = np.cumsum(market.listed)
+    # An odd step through all items, without a repeat: leaves come in proportion to their listings.
+    step = next(
+        n for n in range(int(ends[-1] * 0.618) | 1, 2 * int(ends[-1]) + 3, 2) if math.gcd(n, int(ends[-1])) == 1
+    )
+    number = (np.arange(count) * step + int(_draw("items", seed)[0] % np.uint64(ends[-1]))) % ends[-1]
+    leaf = np.searchsorted(ends, number, side="right")
+    place = number - (ends - market.listed)[leaf]
+    look, detail = _look(market, leaf, place), _details(market, leaf, place)
+    return pl.DataFrame(_item_columns(market, leaf, place)).with_columns(
+        _named("style", STYLE_WORDS, np.where(look.brand < 0, detail.words % 8, look.style)),
+        _named("noun", [name.lower() for name in world.c2_name], leaf),
+        _named("detail", DETAIL_WORDS.split(), detail.words),
+    )
 
 
 # ---------------------------------------------------------------- integers

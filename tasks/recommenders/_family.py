@@ -15,13 +15,13 @@ __all__ = ["Family", "chosen_keys", "fitted", "settings_of"]
 
 
 class Family(Protocol):
-    """A method and its data; made by `Family(name, method, entry, ingest)`, which refuses what cannot work.
+    """A method and its data, made by `Family(name, method, entry, ingest)`; tasks/serve_lists.py answers for it.
 
-    `served` names the class that answers for it: "lists" (tasks/serve_lists.py) or "clicks" (tasks/serve_clicks.py).
+    An entry that cannot work is refused here or by `train`, before its first step. Only what is asked for is read: a
+    gate wants rows and the log, and neither vocabularies nor a model.
     """
 
-    served: str
-    model: nn.Module
+    model: nn.Module  # of `train`
     fingerprint: str  # of the data and of how it is read
 
     def train(self, training: Training, checkpoints: Path | None, device: str) -> Trained:

@@ -7,6 +7,7 @@ otherwise); a data set of interactions holds pairs already. A pair of val or tes
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
@@ -33,34 +34,40 @@ SCORE = "recall@20"
 class Family:
     """See tasks/recommenders/_family.py."""
 
-    served = "lists"
-
     def __init__(self, name: str, method: str, entry: Mapping, ingest: Path):
         place = f"recommenders.models.{name}"
         chosen_keys(entry, KEYS, place)
         chosen_keys(entry.get("pairs") or {}, PAIRS, f"{place}.pairs")
         self.method, self.settings = method, settings_of("retrieval", method, entry, place)
         self.pairs = read_pairs(ingest, entry.get("pairs") or {}, place)
-        train_pairs = self.pairs["train"]
-        if train_pairs.is_empty():
+        if self.pairs["train"].is_empty():
             raise SettingsError(f"{ingest} has no training pair for {place}; look at its pairs: {{events, item}}")
-        self.users = train_pairs["user"].unique().sort()
-        self.items = train_pairs["item"].unique().sort()
-        self.train_log = self._log(train_pairs)
         self.fingerprint = f"{digest(ingest / 'manifest.json')} {dict(entry.get('pairs') or {})}"
-        self.model = build("recommend.retrieval", method, self.train_log, **self.settings)
+
+    @cached_property
+    def users(self) -> pl.Series:
+        return self.pairs["train"]["user"].unique().sort()
+
+    @cached_property
+    def items(self) -> pl.Series:
+        return self.pairs["train"]["item"].unique().sort()
+
+    @cached_property
+    def train_log(self) -> Log:
+        return self._log(self.pairs["train"])
 
     def train(self, training: Mapping, checkpoints: Path | None, device: str) -> Trained:
         """Steps until val is no longer better; a method that is fitted takes none."""
         settings = Training.read(TRAINING | dict(training))
+        torch.manual_seed(settings.seed)
+        self.model = build("recommend.retrieval", self.method, self.train_log, **self.settings)
         if self.method == "als":
             from tasks.als import fit_als  # the library takes a second to import
 
             fit_als(self.model, self.train_log, seed=settings.seed)
         if self.model.fitted:
             return fitted()
-        torch.manual_seed(settings.seed)
-        self.model = build("recommend.retrieval", self.method, self.train_log, **self.settings).to(device)
+        self.model.to(device)
         batches = Epochs(Pairs(self.train_log, settings.batch, self.model.negatives, settings.seed))
         truth = self._truth("val")
 

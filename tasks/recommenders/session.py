@@ -7,6 +7,7 @@ viewed may be viewed again, so nothing of the history is left out.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
@@ -19,7 +20,7 @@ from models.recommend.retrieval._log import Log
 from tasks.batches import Batches
 from tasks.files import digest
 from tasks.recommenders._family import chosen_keys, settings_of
-from tasks.sequences import FIRST, Cases, read_log, sequences
+from tasks.sequences import FIRST, Cases, Sequences, read_log, sequences
 from tasks.settings import SettingsError
 from tasks.training import Trained, Training, train
 
@@ -35,34 +36,33 @@ CHUNK = 256
 class Family:
     """See tasks/recommenders/_family.py."""
 
-    served = "lists"
-
     def __init__(self, name: str, method: str, entry: Mapping, ingest: Path):
         place = f"recommenders.models.{name}"
         chosen_keys(entry, KEYS, place)
         chosen_keys(told := dict(entry.get("sequences") or {}), SEQUENCES, f"{place}.sequences")
         if method in REFUSED:
             raise SettingsError(f"{place}: {method} needs more than ids of items; tasks/merrec_benchmark.py trains it")
-        self.settings = settings_of("session", method, entry, place)
+        self.method, self.settings = method, settings_of("session", method, entry, place)
+        self.fingerprint = f"{digest(ingest / 'manifest.json')} {told}"
         self.unit = told.pop("unit", "item_id")
-        self.events = read_log(ingest, ["user_id", self.unit])
-        self.sequences = sequences(self.events, unit=self.unit, **told)
-        # The same sequences with ids for every item of the log: what a request says in people's own ids.
-        self.whole = sequences(self.events, unit=self.unit, **told | {"min_count": 1}, whole=True)
-        self.method, self.fingerprint = (
-            method,
-            f"{digest(ingest / 'manifest.json')} {dict(entry.get('sequences') or {})}",
-        )
-        # A model with positions needs as many as a history has.
-        self.model = build("recommend.session", method, self.sequences.vocabulary.items, **self.settings)
+        self.told, self.events = told, read_log(ingest, ["user_id", self.unit])
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        """As the model reads them: items that training hardly knows are unknown."""
+        return sequences(self.events, unit=self.unit, **self.told)
+
+    @cached_property
+    def whole(self) -> Sequences:
+        """The same sequences with ids for every item of the log: what a request says in people's own ids."""
+        return sequences(self.events, unit=self.unit, **self.told | {"min_count": 1}, whole=True)
 
     def train(self, training: Mapping, checkpoints: Path | None, device: str) -> Trained:
         """Steps until val is no longer better."""
         settings = Training.read(TRAINING | dict(training))
         torch.manual_seed(settings.seed)
-        self.model = build("recommend.session", self.method, self.sequences.vocabulary.items, **self.settings).to(
-            device
-        )
+        known = self.sequences.vocabulary.items
+        self.model = build("recommend.session", self.method, known, **self.settings).to(device)
         batches = Batches({"items": self.sequences.train}, settings.batch, settings.seed)
         cases = self.sequences.val
 

@@ -48,10 +48,8 @@ class Family:
     """See tasks/recommenders/_family.py.
 
     Attributes:
-        model: while training the whole method; `train` leaves the part that is served.
+        model: of the method the part that is served.
     """
-
-    served = "lists"
 
     def __init__(self, name: str, method: str, entry: Mapping, ingest: Path):
         place = f"recommenders.models.{name}"
@@ -76,19 +74,15 @@ class Family:
         self.pairs = read_pairs(ingest, chosen, place)
         if self.pairs["train"].is_empty():
             raise SettingsError(f"{ingest} has no training pair for {place}; look at its pairs: {{events, item}}")
-        self.items, raw = self._catalogue()
-        events = self._events().filter(pl.col("split") == "train")
-        self.item_fields = ItemFields.fit(events, told, place)
-        self.item, self.item_numbers = map(torch.from_numpy, self.item_fields.encode(raw))
-        self.users, self.user, self.user_fields = self._people(list(told.get("user", ["user_id"])), told)
+        self.told = told
         self.fingerprint = f"{digest(ingest / 'manifest.json')} {dict(chosen)} {told} {self.reading}"
-        self.model: nn.Module = self._built()
 
     def train(self, training: Mapping, checkpoints: Path | None, device: str) -> Trained:
         """Steps until val is no longer better."""
         settings = Training.read(TRAINING | dict(training))
         torch.manual_seed(settings.seed)
-        whole = self._built().to(device)
+        parts = (self.user_fields, self.item_fields.fields, self._drawn)
+        whole = build("recommend.towers", self.method, *parts, **self.settings).to(device)
         requests = self.rows("val").filter(pl.col("truth").list.len() > 0)
         if requests.is_empty():
             raise SettingsError(f"val has no new pair for {self.place}; give the data set a longer val split")
@@ -132,38 +126,68 @@ class Family:
     def _drawn(self) -> int:
         return int(self.items["trained"].sum())
 
-    def _built(self) -> nn.Module:
-        parts = (self.user_fields, self.item_fields.fields, self._drawn)
-        return build("recommend.towers", self.method, *parts, **self.settings)
-
     def _events(self) -> pl.LazyFrame:
         log = pl.scan_parquet(self.ingest / "events" / "**" / "*.parquet", hive_partitioning=False)
         return log.filter(pl.col(self.unit).is_not_null())
 
-    def _catalogue(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """`item`, `trained` (training has an event of it), sorted; and what describes each at its first event."""
+    @property
+    def items(self) -> pl.DataFrame:
+        """`item` and `trained` (training has an event of it), sorted."""
+        return self._catalogue[0]
+
+    @property
+    def item(self) -> Tensor:
+        """Ids (I, F) of the items' fields."""
+        return self._catalogue[1]
+
+    @property
+    def item_numbers(self) -> Tensor:
+        """(I, M) float32."""
+        return self._catalogue[2]
+
+    @cached_property
+    def item_fields(self) -> ItemFields:
+        return ItemFields.fit(self._events().filter(pl.col("split") == "train"), self.told, self.place)
+
+    @cached_property
+    def _catalogue(self) -> tuple[pl.DataFrame, Tensor, Tensor]:
+        """The items, and what describes each at its first event."""
         log = self._events()
         first = log.sort("stime", "user").unique(self.unit, keep="first", maintain_order=True)
         trained = log.filter(pl.col("split") == "train").select(self.unit).unique().with_columns(trained=pl.lit(True))
         found = first.drop("split", "stime").join(trained, on=self.unit, how="left").with_columns(item=self.unit)
         found = found.with_columns(pl.col("trained").fill_null(False)).sort("item").collect()
-        return found.select("item", "trained"), found.drop("item", "trained")
+        fields = map(torch.from_numpy, self.item_fields.encode(found.drop("item", "trained")))
+        return found.select("item", "trained"), *fields
 
-    def _people(self, names: list[str], chosen: Mapping) -> tuple[pl.Series, Tensor, Fields]:
-        """The training users, ids (U + 1, F) of their fields, of which the last row is a stranger's, and the sizes."""
-        users = self.pairs["train"]["user"].unique().sort()
-        log = self._events()
+    @cached_property
+    def users(self) -> pl.Series:
+        """Those of the training pairs."""
+        return self.pairs["train"]["user"].unique().sort()
+
+    @property
+    def user(self) -> Tensor:
+        """Ids (U + 1, F) of the users' fields; the last row is a stranger's."""
+        return self._people[0]
+
+    @property
+    def user_fields(self) -> Fields:
+        return self._people[1]
+
+    @cached_property
+    def _people(self) -> tuple[Tensor, Fields]:
+        users, log, names = self.users, self._events(), list(self.told.get("user", ["user_id"]))
         if absent := [name for name in names if name not in log.collect_schema()]:
             raise SettingsError(f"{self.place}.fields.user: the log has no column {', '.join(absent)}")
         if not names:
-            return users, torch.zeros(len(users) + 1, 0, dtype=torch.int32), Fields()
+            return torch.zeros(len(users) + 1, 0, dtype=torch.int32), Fields()
         own = [pl.col(name).sort_by("stime").first() for name in names if name != "user_id"]
         people = log.filter(pl.col("split") == "train").group_by("user_id").agg(*own).collect(engine="streaming")
         people = users.to_frame("user_id").join(people, on="user_id", how="left", maintain_order="left")
         pairs = self.pairs["train"].select(user_id="user").join(people, on="user_id", how="left")
-        encoder = Encoder.fit(pairs, names, [], min_count=chosen.get("min_count", 2))
+        encoder = Encoder.fit(pairs, names, [], min_count=self.told.get("min_count", 2))
         ids = torch.from_numpy(encoder.transform(people)[0])
-        return users, torch.cat([ids, torch.zeros(1, len(names), dtype=torch.int32)]), Fields(tuple(encoder.sizes))
+        return torch.cat([ids, torch.zeros(1, len(names), dtype=torch.int32)]), Fields(tuple(encoder.sizes))
 
     @cached_property
     def _trained(self) -> pl.DataFrame:
@@ -233,8 +257,8 @@ class Family:
         return {name: float(found[name].mean()) for name in ("recall@20", "ndcg@20")}
 
 
-class Examples:
-    """Batches of a tower's examples under the names that tasks/training.py counts by.
+class Examples(Batches):
+    """Batches of a tower's examples.
 
     Args:
         rows: `user`, `item` (places), `end` (of the history among the training pairs), and `reading` of impressions.
@@ -242,7 +266,8 @@ class Examples:
     """
 
     def __init__(self, family: Family, rows: Mapping[str, np.ndarray], settings: Training, negatives: int):
-        self.family, self.rows, self.negatives, self.seed = family, rows, negatives, settings.seed
+        super().__init__({"row": np.arange(len(rows["user"]))}, settings.batch, settings.seed)
+        self.family, self.examples, self.negatives = family, rows, negatives
         bought = family._trained
         user = torch.from_numpy(bought["user"].to_numpy().astype("int64"))
         count = user.bincount(minlength=len(family.users) + 1)
@@ -250,29 +275,16 @@ class Examples:
         self.bought = bought["item"].to_numpy()
         self.drawn = np.flatnonzero(family.items["trained"].to_numpy())  # items of the training split
         self.number = np.cumsum(family.items["trained"].to_numpy()) - 1
-        self.order = Batches({"row": np.arange(len(rows["user"]))}, settings.batch, settings.seed)
-        self.per_epoch = self.order.per_epoch
-
-    @property
-    def batch(self) -> int:
-        """Batches given so far."""
-        return self.order.batch
-
-    def state_dict(self) -> dict:
-        return self.order.state_dict()
-
-    def load_state_dict(self, state: Mapping) -> None:
-        self.order.load_state_dict(state)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for batch in self.order:
+        for batch in super().__iter__():
             row = batch["row"].numpy()
             # Of the seed and the batch's number alone, so that a resumed run draws the same.
-            random = np.random.default_rng([self.seed, 1, self.order.batch])
-            yield self._impressions(row, random) if "reading" in self.rows else self._positives(row, random)
+            random = np.random.default_rng([self.seed, 1, self.batch])
+            yield self._impressions(row, random) if "reading" in self.examples else self._positives(row, random)
 
     def _positives(self, row: np.ndarray, random: np.random.Generator) -> dict[str, Tensor]:
-        item = self.rows["item"][row]
+        item = self.examples["item"][row]
         found = self._user(row) | self._item(item) | {"item_id": torch.from_numpy(self.number[item])}
         if self.negatives:
             place = random.integers(0, len(self.drawn), self.negatives)
@@ -283,14 +295,14 @@ class Examples:
     def _impressions(self, row: np.ndarray, random: np.random.Generator) -> dict[str, Tensor]:
         beside = self.drawn[random.integers(0, len(self.drawn), len(row) * self.negatives)]
         click = np.repeat([1.0, 0.0], [len(row), len(beside)]).astype(np.float32)
-        reading = np.concatenate([self.rows["reading"][row], np.zeros(len(beside), np.float32)])
+        reading = np.concatenate([self.examples["reading"][row], np.zeros(len(beside), np.float32)])
         labels = {"click": torch.from_numpy(click), "reading": torch.from_numpy(reading)}
         asked = np.concatenate([row, np.repeat(row, self.negatives)])
-        return self._user(asked) | self._item(np.concatenate([self.rows["item"][row], beside])) | labels
+        return self._user(asked) | self._item(np.concatenate([self.examples["item"][row], beside])) | labels
 
     def _user(self, row: np.ndarray) -> dict[str, Tensor]:
-        user, family = self.rows["user"][row], self.family
-        place = self.rows["end"][row][:, None] - np.arange(family.length, 0, -1)
+        user, family = self.examples["user"][row], self.family
+        place = self.examples["end"][row][:, None] - np.arange(family.length, 0, -1)
         history = np.where(place >= self.start[user][:, None], self.bought[np.maximum(place, 0)], -1)
         told = {"user": family.user[torch.from_numpy(user)], "user_numbers": torch.zeros(len(user), 0)}
         return told | described(torch.from_numpy(history), family.item, family.item_numbers)

@@ -1,10 +1,10 @@
 """The flow `language`: what is shared once, then recipes, then what is fine-tuned from those that got through."""
 
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import yaml
+from _inline import Inline
 
 from flows import language as module
 from flows.language import ModelsFailed
@@ -13,33 +13,11 @@ from tasks.make import StageFailed
 from tasks.settings import SettingsError
 
 
-class Inline:
-    """Stands for a Prefect task: runs its function at once, no server."""
-
-    class Future(Future):
-        def result(self, raise_on_failure: bool = True):
-            return self.exception() or super().result()
-
-    def __init__(self, chain):
-        self.chain = chain
-
-    def submit(self, name: str) -> Future:
-        future = self.Future()
-        try:
-            future.set_result(self.chain(name))
-        except StageFailed as error:
-            future.set_exception(error)
-        return future
-
-
-CHAINS = {name: getattr(module, name).fn for name in ("pretrain", "finetune")}
-
-
 @pytest.fixture
 def stages(made, monkeypatch):
     monkeypatch.setattr(module, "make", made)
-    for name, chain in CHAINS.items():
-        monkeypatch.setattr(module, name, Inline(chain))
+    for name in ("pretrain", "finetune", "writer"):
+        monkeypatch.setattr(module, name, Inline(getattr(module, name).fn))
     return made
 
 
@@ -53,6 +31,35 @@ def test_order(stages):
           for step in ("finetune", "gate_finetune", "promote_finetune")),
     ]  # fmt: skip
     assert ran["polarity"] == ["finetune@polarity", "gate_finetune@polarity", "promote_finetune@polarity"]
+
+
+def with_writers(**parts) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["language"] |= parts
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+
+
+def test_models_that_write_come_last_and_in_their_order(stages):
+    with_writers(instructed={"shop": {}}, continued={"zh": {}}, generated={"shop": {}})
+    ran = module.language.fn()
+    assert stages[-3:] == ["promote_continued@zh", "promote_instructed@shop", "generated@shop"]
+    assert ran["shop"] == ["promote_instructed@shop"]
+    assert ran["generated@shop"] == ["generated@shop"]
+
+
+def test_a_failed_writer_is_named_at_the_end(stages):
+    with_writers(instructed={"shop": {}}, continued={"zh": {}})
+    stages.broken = {"promote_continued@zh"}
+    with pytest.raises(ModelsFailed, match=r"(?s)1 of 7 models failed.*zh"):
+        module.language.fn()
+    assert stages[-1] == "promote_instructed@shop"
+
+
+def test_two_models_of_one_name_are_refused_before_anything_runs(stages):
+    with_writers(continued={"category": {}})
+    with pytest.raises(SettingsError, match="category stands below several of pretrain, finetune, continued"):
+        module.language.fn()
+    assert stages == []
 
 
 def test_a_failed_recipe_stops_its_own_tasks_only(stages, capsys):

@@ -1,9 +1,9 @@
 """The flow `recommend`: the shared part once, then a chain per task; a failure names its task and stops no other."""
 
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from _inline import Inline
 
 from flows import recommend as module
 from flows.recommend import TasksFailed
@@ -12,30 +12,10 @@ from tasks.make import StageFailed
 from tasks.settings import SettingsError
 
 
-class Inline:
-    """Stands for the Prefect task `chain`: runs at once, no server."""
-
-    class Future(Future):
-        def result(self, raise_on_failure: bool = True):
-            return self.exception() or super().result()
-
-    @classmethod
-    def submit(cls, *given: str) -> Future:
-        future = cls.Future()
-        try:
-            future.set_result(chain(*given))
-        except StageFailed as error:
-            future.set_exception(error)
-        return future
-
-
-chain = module.chain.fn
-
-
 @pytest.fixture
 def stages(made, monkeypatch):
     monkeypatch.setattr(module, "make", made)
-    monkeypatch.setattr(module, "chain", Inline)
+    monkeypatch.setattr(module, "chain", Inline(module.chain.fn))
     return made
 
 

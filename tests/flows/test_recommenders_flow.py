@@ -1,32 +1,14 @@
 """The flow `recommenders`: data once, then each model's chain; one that fails holds up no other."""
 
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import yaml
+from _inline import Inline
 
 from flows import recommenders as module
 from flows.language import ModelsFailed
 from tasks.make import StageFailed
-
-CHAIN = module.recommender.fn
-
-
-class Inline:
-    """Stands for a Prefect task: runs its function at once, no server."""
-
-    class Future(Future):
-        def result(self, raise_on_failure: bool = True):
-            return self.exception() or super().result()
-
-    def submit(self, *given) -> Future:
-        future = self.Future()
-        try:
-            future.set_result(CHAIN(*given))
-        except StageFailed as error:
-            future.set_exception(error)
-        return future
 
 
 @pytest.fixture
@@ -36,11 +18,13 @@ def stages(made, monkeypatch):
         "similar": {"method": "retrieval/als", "data": "sample"},
         "next": {"method": "session/sasrec", "data": "sample"},
     }
-    Path("params.yaml").write_text(
-        yaml.safe_dump(params | {"recommenders": {"models": models, "gates": {}}}, sort_keys=False)
-    )
+    rest = {"indexes": ["similar"], "rerank": {"wide": {"of": "similar"}, "narrow": {"of": "next"}},
+            "releases": {"movies": {"data": "movies"}}, "bandits": {"shop": {}}, "gates": {}}  # fmt: skip
+    params["recommenders"] = {"models": models} | rest
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     monkeypatch.setattr(module, "make", made)
-    monkeypatch.setattr(module, "recommender", Inline())
+    for name in ("recommender", "whole"):
+        monkeypatch.setattr(module, name, Inline(getattr(module, name).fn))
     return made
 
 
@@ -48,19 +32,24 @@ def chain(name: str) -> list[str]:
     return [f"-s {step}@{name}" for step in ("made_of", "recommender", "gate_recommender", "promote_recommender")]
 
 
+REST = ["item_index@similar", "rerank@wide", "rerank@narrow", "release@movies", "bandit@shop"]
+
+
 def test_order(stages):
     ran = module.recommenders.fn()
-    assert stages == ["-s registry", "ingest@sample", *chain("similar"), *chain("next")]
+    assert stages == ["-s registry", "ingest@sample", *chain("similar"), *chain("next"), *REST]
+    assert ran["bandit@shop"] == ["bandit@shop"]
     assert ran["next"] == ["made_of@next", "recommender@next", "gate_recommender@next", "promote_recommender@next"]
 
 
-def test_a_failed_one_holds_up_no_other(stages):
+def test_a_failed_one_holds_up_no_other(stages, capsys):
     stages.broken = {"recommender@similar"}
     with pytest.raises(
-        ModelsFailed, match=r"(?s)1 of 2 recommenders failed.*similar.*recommender@similar failed: it broke"
+        ModelsFailed, match=r"(?s)1 of 5 recommenders failed.*similar.*recommender@similar failed: it broke"
     ):
         module.recommenders.fn()
-    assert stages[-4:] == chain("next")
+    assert stages[-7:] == [*chain("next"), *REST[2:]]
+    assert "**rerank@wide** was not tried: similar failed" in capsys.readouterr().out
     assert "-s gate_recommender@similar" not in stages
 
 

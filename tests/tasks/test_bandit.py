@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import polars as pl
 import pytest
@@ -80,10 +81,15 @@ def test_contexts_by_hand():
 
 def test_the_command_says_one_line(made, tmp_path, capsys):
     settings = tmp_path / "params.yaml"
-    settings.write_text(json.dumps({"bandit": FAST | {"training": FAST["training"] | {"steps": 4, "click_steps": 2}}}))
-    main(f"{settings}:bandit", str(made.parent / "train.parquet"), str(made.parent / "test.parquet"),
-         str(tmp_path / "out"))  # fmt: skip
-    assert capsys.readouterr().out.startswith("bandit: click 0.")
+    files = {name: str(made.parent / f"{name}.parquet") for name in ("train", "test")}
+    entry = FAST | files | {"training": FAST["training"] | {"steps": 4, "click_steps": 2}}
+    settings.write_text(json.dumps({"recommenders": {"bandits": {"shop": entry}}}))
+    main(f"{settings}:recommenders.bandits", "shop", *files.values(), str(tmp_path / "out"))
+    assert capsys.readouterr().out.startswith("shop: click 0.")
+    curve = pl.read_csv(tmp_path / "out/curve.csv")
+    assert curve["step"].to_list() == [1, 2, 3, 4]
+    assert curve["teacher_0"].null_count() == 2 and curve["distilled_0"].null_count() == 2  # first one, then the other
+    assert (tmp_path / "out/extra/click.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def refused(tmp_path, match, frame=None, test=None, **settings):
@@ -112,9 +118,8 @@ def test_bad_input_is_refused_and_nothing_written(tmp_path):
 
 
 def test_another_policy_is_not_loaded(made, tmp_path):
-    for file in made.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    about = json.loads((tmp_path / "policy.json").read_text())
-    (tmp_path / "policy.json").write_text(json.dumps(about | {"sha256": "0" * 64}))
+    copy = shutil.copytree(made, tmp_path / "copy")
+    about = json.loads((copy / "policy.json").read_text())
+    (copy / "policy.json").write_text(json.dumps(about | {"sha256": "0" * 64}))
     with pytest.raises(ValueError, match="train the policy again"):
-        load_policy(tmp_path)
+        load_policy(copy)

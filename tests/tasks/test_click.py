@@ -7,9 +7,11 @@ import torch
 
 from models.recommend._address import multi_task
 from tasks import fresh
+from tasks import train as module
 from tasks.files import read_json
 from tasks.gate import gate
 from tasks.promote import promote
+from tasks.settings import SettingsError
 from tasks.train import load_backbone, train_backbone
 
 CLICK = {"method": "ctr/dcnv2", "settings": {"embedding": 4},
@@ -52,6 +54,32 @@ def test_addresses():
         multi_task("ctr/position_bias", [5, 7], 2, 1)
     with pytest.raises(LookupError, match="closest: deepfm"):
         multi_task("ctr/depfm", [5, 7], 2, 1)
+
+
+def test_teachers_of_a_run_of_their_own(shop, tmp_path, monkeypatch):
+    told = _shop.RECOMMEND["backbone"]
+    alone = told | {"method": "single_task", "settings": {"embedding": 4, "bottom": [8], "towers": [8]}}
+    data = shop / "ingest", shop / "features"
+    train = lambda told, name: train_backbone(told, *data, tmp_path / name, tmp_path / "kept")
+    teachers = train(alone, "teachers")
+    seen, real = [], module.fit_backbone
+    monkeypatch.setattr(module, "fit_backbone", lambda model, *given: seen.append(model) or real(model, *given))
+    listening = told | {"method": "kd_mtl", "settings": {"embedding": 4}, "teachers": str(teachers)}
+    made = train(listening, "made")
+    model, about = load_backbone(made)
+    assert about["method"] == "mmoe" and "teacher" not in about["settings"]
+    given = load_backbone(teachers)[0].state_dict()
+    left = seen[0].teacher.state_dict()  # after the run: they taught, and learned nothing
+    assert bool(seen[0].given) and all(torch.equal(value, left[name]) for name, value in given.items())
+    for change, words in (
+        ({"method": "mmoe", "settings": {"embedding": 4}}, "mmoe takes no teachers"),
+        ({"teachers": str(made)}, "its method is mmoe, not single_task"),
+        ({"tasks": dict(reversed(told["tasks"].items()))}, "its tasks are"),
+        ({"teachers": str(tmp_path)}, "has no backbone.json"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            train(listening | change, "no")
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("method", ["crossdistil", "kd_mtl"])

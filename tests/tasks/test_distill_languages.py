@@ -3,14 +3,14 @@
 import _tuned
 import polars as pl
 import pytest
-import torch
-from safetensors.torch import load_file
+from _killed import continued, killed, same_weights
 
 from tasks import distill_languages as module
 from tasks.distill_languages import distill_languages
-from tasks.files import read_json
+from tasks.files import digest, read_json, write_json
 from tasks.finetune import finetune
 from tasks.kinds._kind import Rejected
+from tasks.rescore import rescore
 from tasks.settings import SettingsError
 
 TRAINING = {"steps": 10, "batch": 8, "lr": 2.0e-3, "evaluate_steps": 5, "seed": 3}
@@ -70,6 +70,16 @@ def test_one_to_many(made, tmp_path, level):
     assert metrics["old"]["old"]["kl"] >= 0 and metrics["old"]["old"]["before"] > 0
 
 
+def test_a_champion_is_measured_on_the_tagged_rows(made, tmp_path):
+    metrics = go(made, out := tmp_path / "out")
+    found = rescore(out / "model", out, made / "new").metrics  # the same files, so the same numbers
+    assert found == pytest.approx({key: metrics["dev"][key] for key in found}, abs=1e-5)
+    about = read_json(out / "run.json")
+    assert about["tag"] == "new" and about["teacher_content"] == digest(made / "old/model")
+    write_json(out / "run.json", about | {"tag": "old"})
+    assert rescore(out / "model", out, made / "new").metrics["loss"] != pytest.approx(found["loss"], abs=1e-5)
+
+
 def test_what_is_remembered_moves_less(made, tmp_path):
     training = TRAINING | {"steps": 40, "patience": None}
     plain = go(made, tmp_path / "plain", method={"weight": 0.0}, training=training)
@@ -97,31 +107,13 @@ def test_many_to_one_by_a_reverse_teacher(made, tmp_path):
     assert kept["text"].str.starts_with("old ").all()
 
 
-def test_a_stopped_run_continues_bit_for_bit(made, tmp_path, monkeypatch):
+def test_a_stopped_run_continues_bit_for_bit(made, tmp_path):
     last = TRAINING | {"patience": None}  # its last weights: the best may be those before any step
     go(made, tmp_path / "whole", training=last)
-    real, seen = module.run, []
-
-    def dies(learner, source, settings, *rest):
-        rows = source.rows
-
-        def until(indices):
-            if indices[0] // settings.batch == 7:
-                raise KeyboardInterrupt
-            return rows(indices)
-
-        monkeypatch.setattr(source, "rows", until)
-        return real(learner, source, settings, *rest)
-
-    short = last | {"checkpoint_steps": 4}
-    monkeypatch.setattr(module, "run", dies)
-    with pytest.raises(KeyboardInterrupt):
-        go(made, tmp_path / "cut", tmp_path / "kept", training=short)
-    monkeypatch.setattr(module, "run", lambda *given: seen.append(real(*given)) or seen[-1])
-    go(made, tmp_path / "cut", tmp_path / "kept", training=short)
-    assert seen[0].resumed_at == 4 and not (tmp_path / "kept").exists()
-    one, other = (load_file(tmp_path / f"{run}/model/model.safetensors") for run in ("whole", "cut"))
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    again = lambda: go(made, tmp_path / "cut", tmp_path / "kept", training=last | {"checkpoint_steps": 4})
+    killed(module, again, 7)
+    assert continued(module, again).resumed_at == 4 and not (tmp_path / "kept").exists()
+    assert same_weights(tmp_path / "whole/model", tmp_path / "cut/model")
 
 
 def test_what_cannot_work(made, tmp_path):

@@ -3,7 +3,7 @@
 import _tuned
 import polars as pl
 import pytest
-import torch
+from _killed import continued, killed, same_weights
 from safetensors.torch import load_file
 
 from tasks import distill_relevance as module
@@ -91,31 +91,13 @@ def test_a_pair_is_never_cut_for_its_reason(made):
     assert batch["rich_segments"].tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]] and batch["segments"].shape == (2, 5)
 
 
-def test_a_stopped_run_continues_bit_for_bit(made, tmp_path, monkeypatch):
+def test_a_stopped_run_continues_bit_for_bit(made, tmp_path):
     last = TRAINING | {"patience": None}  # its last weights: the best may be those before any step
     go(made, tmp_path / "whole", training=last)
-    real, seen = module.run, []
-
-    def dies(learner, source, settings, *rest):
-        rows = source.rows
-
-        def until(indices):
-            if indices[0] // settings.batch == 5:
-                raise KeyboardInterrupt
-            return rows(indices)
-
-        monkeypatch.setattr(source, "rows", until)
-        return real(learner, source, settings, *rest)
-
-    short = last | {"checkpoint_steps": 3}
-    monkeypatch.setattr(module, "run", dies)
-    with pytest.raises(KeyboardInterrupt):
-        go(made, tmp_path / "cut", tmp_path / "kept", training=short)
-    monkeypatch.setattr(module, "run", lambda *given: seen.append(real(*given)) or seen[-1])
-    go(made, tmp_path / "cut", tmp_path / "kept", training=short)
-    assert seen[0].resumed_at == 3 and not (tmp_path / "kept").exists()
-    one, other = (load_file(tmp_path / f"{run}/model/model.safetensors") for run in ("whole", "cut"))
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    again = lambda: go(made, tmp_path / "cut", tmp_path / "kept", training=last | {"checkpoint_steps": 3})
+    killed(module, again, 5)
+    assert continued(module, again).resumed_at == 3 and not (tmp_path / "kept").exists()
+    assert same_weights(tmp_path / "whole/model", tmp_path / "cut/model")
 
 
 def test_what_cannot_work(made, tmp_path):

@@ -6,6 +6,7 @@ import _tuned
 import polars as pl
 import pytest
 import torch
+from _killed import continued, killed, same_weights
 from safetensors.torch import load_file
 
 from tasks import distill_tasks as module
@@ -102,29 +103,11 @@ def test_a_stopped_run_continues_bit_for_bit(made, tmp_path, monkeypatch):
     go(made, tmp_path / "whole", "bam", checkpoints=tmp_path / "kept", training=last)
     assert not (tmp_path / "kept").exists()
     short = last | {"checkpoint_steps": 5}
-    real, seen = module.run, []
-
-    def dies(learner, source, settings, *rest):
-        rows = source.rows
-
-        def until(indices):
-            if indices[0] // settings.batch == 8:
-                raise KeyboardInterrupt
-            return rows(indices)
-
-        monkeypatch.setattr(source, "rows", until)
-        return real(learner, source, settings, *rest)
-
-    monkeypatch.setattr(module, "run", dies)
-    with pytest.raises(KeyboardInterrupt):
-        go(made, tmp_path / "cut", "bam", checkpoints=tmp_path / "kept", training=short)
-    monkeypatch.setattr(module, "run", lambda *given: seen.append(real(*given)) or seen[-1])
+    again = lambda: go(made, tmp_path / "cut", "bam", checkpoints=tmp_path / "kept", training=short)
+    killed(module, again, 8)
     monkeypatch.setattr(Teacher, "_say", lambda *given: pytest.fail("its answers were kept"))
-    go(made, tmp_path / "cut", "bam", checkpoints=tmp_path / "kept", training=short)
-    assert seen[0].resumed_at == 5
-    for name in TASKS:
-        one, other = (load_file(tmp_path / f"{run}/tasks/{name}/model/model.safetensors") for run in ("whole", "cut"))
-        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert continued(module, again).resumed_at == 5
+    assert all(same_weights(*(tmp_path / f"{run}/tasks/{name}/model" for run in ("whole", "cut"))) for name in TASKS)
 
 
 # ---------------------------------------------------------------- what teachers say

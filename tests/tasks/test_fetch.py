@@ -178,7 +178,9 @@ def test_module_with_its_own_fetch_gets_its_own_settings(monkeypatch):
     assert fetch("made", settings, "landing/made", "report")["rows"] == 12
     with pytest.raises(SettingsError, match="lacks the settings: rows"):
         fetch("made", {"source": "here"}, "landing/made", "report")
-    with pytest.raises(SettingsError, match="sead; it accepts: source, drift, split, .* until, heldout, rows, seed"):
+    with pytest.raises(
+        SettingsError, match="sead; it accepts: source, drift, split, .* until, heldout, filters, rows, seed"
+    ):
         fetch("made", {**settings, "sead": 8}, "landing/made", "report")
 
 

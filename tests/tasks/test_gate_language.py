@@ -99,6 +99,12 @@ def test_a_check_tells_who_is_right_row_by_row():
     assert "of 20 rows 5 are right in the candidate only, 1 in the champion only (p = 0.22)" in told
 
 
+def test_what_an_old_language_lost_is_a_number_of_the_model():
+    old = {"en": {"kl": 0.1, "before": 2.0, "after": 2.25}, "de": {"kl": 0.3, "before": 3.0, "after": 3.125}}
+    assert module._beside_old({"old": old}) == {"forgotten": 0.25}
+    assert module._beside_old({"old": {}}) == module._beside_old({}) == {}
+
+
 def test_rules_of_a_name_override_those_of_its_kind():
     gates = {"pretrain": RULES, "bert": {"ceilings": {"loss": 3.0}, "floors": None}}
     assert rules_for(gates, "pretrain", "bert") == {"ceilings": {"loss": 3.0}, "improvement": RULES["improvement"]}

@@ -32,7 +32,7 @@ def root(tmp_path_factory):
 
 
 def asked(served, count: int = 10) -> torch.Tensor:
-    users = served.model.users["user"].head(count)
+    users = served.model.users.rows["user"].head(count)
     none = torch.empty(0, dtype=torch.int64)
     return served.model.ask(users, none, none)[0]
 
@@ -47,7 +47,9 @@ def test_the_index_finds_what_exact_search_finds(root):
     assert lists["items"][0].to_list() == found.items.gather(rows[0]).to_list()
     assert lists["scores"][0].to_list() == pytest.approx((users[0] @ found.vectors[rows[0]].mT).tolist(), abs=1e-5)
     # Exact search of the exported vectors is the served ranking, nothing left out.
-    scores, known = served.model.score(served.model.users["user"].head(10), *[torch.empty(0, dtype=torch.int64)] * 2)
+    scores, known = served.model.score(
+        served.model.users.rows["user"].head(10), *[torch.empty(0, dtype=torch.int64)] * 2
+    )
     assert torch.equal(exact(users, found.vectors, 20), exact(torch.eye(10), scores.mT.contiguous(), 20))
     assert (known == 2).all()
 
@@ -56,6 +58,33 @@ def test_the_same_model_gives_the_same_file(root, tmp_path):
     again = make_index(root / "pair/packed", tmp_path / "again")
     assert again == read_json(root / "index/manifest.json")
     assert again["packed"] == digest(root / "pair/packed/bundle/manifest.json")
+
+
+def test_lengths_that_differ_lose_nothing(root, tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    # As of towers that hardly differ yet: a common direction, a few long vectors, users on the other side.
+    vectors = torch.randn(3000, 16, generator=draw) * torch.rand(3000, 1, generator=draw).exp() + 2
+    users = torch.randn(50, 16, generator=draw) - 2
+    items = pl.Series("item", range(3000))
+    item_index._write(tmp_path / "index", items, vectors, users, root / "pair/packed")
+    found = ItemIndex.open(tmp_path / "index")
+    assert found.manifest["recall@100"] >= 0.95 and found.graph.d == 17
+    lists, rows = found.search(users, 5)
+    assert lists["scores"][0].to_list() == pytest.approx((vectors[rows[0]] @ users[0]).tolist(), rel=1e-4)
+
+
+def test_an_item_longer_than_all_makes_a_new_graph(root, tmp_path, monkeypatch):
+    listed = pl.DataFrame(
+        {"item_id": [9001], "c0_id": [1], "brand_id": [1], "price": [3.0], "name": ["red thing no 1"]}
+    )
+    longest = []
+    monkeypatch.setattr(item_index, "_longest", lambda vectors: 2.0 if len(vectors) == 1 else 3.0)
+    real = item_index.even
+    monkeypatch.setattr(
+        item_index, "even", lambda vectors, most: longest.append((len(vectors), most)) or real(vectors, most)
+    )
+    manifest = add_items(root / "index", root / "pair/packed", listed, tmp_path / "larger")
+    assert longest == [(manifest["items"], 3.0)] and manifest["longest"] == 3.0
 
 
 def test_a_new_item_is_added_from_its_fields_and_nothing_else_moves(root, tmp_path):

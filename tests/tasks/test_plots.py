@@ -12,6 +12,8 @@ DRAWN = [
     (plots.reliability, (BINS,), ({"like": (*BINS["like"][:2], BINS["like"][2][::-1])},)),
     (plots.curves, (CURVE,), (CURVE[:1],)),
     (plots.difference, (INTERVALS, -0.005, "auc"), (INTERVALS, -0.02, "auc")),
+    (plots.intervals, (INTERVALS, 0.0, "clicks", "logged"), (INTERVALS, 0.1, "clicks", "logged")),
+    (plots.paths, ({"a": [(0, 1), (1, 0)], "b": [(1, 1)]}, "x", "y"), ({"a": [(0, 1)], "b": [(1, 1)]}, "x", "y")),
 ]
 
 

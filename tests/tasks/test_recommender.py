@@ -44,6 +44,8 @@ def test_what_is_served_beats_popularity_and_is_as_reported(made, name):
     assert len(rows) == about["requests"]
     assert not (made / "checkpoints" / name).exists()
     assert (made / name / "extra/recall.png").read_bytes()[:4] == b"\x89PNG"
+    steps = pl.read_csv(made / name / "curve.csv")
+    assert steps.is_empty() == (name == "similar") == (not (made / name / "extra/curve.png").is_file())  # ALS is fitted
 
 
 def test_served_lists_are_the_models_own_ranking(log, made):

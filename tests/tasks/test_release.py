@@ -1,5 +1,6 @@
 """A release system on a made-up cinema: windows, negatives, descriptions, probabilities, new releases."""
 
+import json
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from models.metrics import auc
 from tasks.datasets import movies
 from tasks.descriptions import DescriptionsMissing, Given, Words, describer
 from tasks.files import digest, read_json
-from tasks.release import Plan, predict, release
+from tasks.release import Plan, main, predict, release
 from tasks.settings import SettingsError
 from tasks.validate import validate
 from tasks.windows import Available, SplitEmpty, windows
@@ -269,3 +270,19 @@ def test_the_published_counts(shared_data):
 def test_auc_of_an_item_by_hand():
     """Buyers 0 and 2 of three customers: one of the two pairs is in the right order."""
     assert auc(torch.tensor([0.9, 0.5, 0.1]), torch.tensor([1, 0, 1])).item() == 0.5
+
+
+def test_as_a_command(tmp_path, capsys):
+    entry = SETTINGS | {"data": "cinema", "epochs": 2}
+    (tmp_path / "params.yaml").write_text(json.dumps({"recommenders": {"releases": {"cinema": entry}}}))
+    (tmp_path / "log/events/bucket=0").mkdir(parents=True)
+    events = cinema(30, 60)
+    events.write_parquet(tmp_path / "log/events/bucket=0/part.parquet")
+    main("params.yaml:recommenders.releases", "cinema", str(tmp_path / "log"), str(tmp_path / "out"))
+    assert capsys.readouterr().out.startswith("cinema: item AUC 0.")
+    curve, metrics = pl.read_csv(tmp_path / "out/curve.csv"), read_json(tmp_path / "out/metrics.json")
+    assert curve["step"].to_list() == [1, 2] and curve["validation_recall"].is_finite().all()
+    assert "curve" not in metrics and read_json(tmp_path / "out/system.json")["settings"]["epochs"] == 2
+    events.drop("overview").write_parquet(tmp_path / "log/events/bucket=0/part.parquet")
+    with pytest.raises(SettingsError, match="has no column overview: releases need items with a description"):
+        main("params.yaml:recommenders.releases", "cinema", str(tmp_path / "log"), str(tmp_path / "no"))

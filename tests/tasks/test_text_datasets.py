@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from tasks.datasets import corpora, instructions, parallel
-from tasks.datasets._listings import CATEGORIES, Listing
+from tasks.datasets._listings import CATEGORIES, Listing, ListingError
 from tasks.datasets._text import TextUnreadable, language_of, split_sentences
 from tasks.fetch import fetch
 from tasks.files import digest
@@ -204,6 +204,53 @@ def test_made_up_texts_keep_the_rules_and_their_bytes(folder, name):
     assert not profile["warnings"]
     assert digest("landing/one") == digest("landing/two") != digest("landing/three")
     assert set(module.read(Path("landing/one")).collect()["licence"]) == {"CC0-1.0"}
+
+
+def test_languages_are_a_setting_of_made_up_texts(folder):
+    corpora.fetch(folder, Path(corpora.__file__), documents=300, languages={"en": 50, "ja": 50})
+    spoken = corpora.read(folder).collect()["language"].value_counts()
+    assert set(spoken["language"]) == {"en", "ja"}
+    assert spoken["count"].min() > 120  # 150, give or take three standard deviations of 8.7
+    Path("pairs").mkdir()
+    parallel.fetch(Path("pairs"), Path(parallel.__file__), pairs=40, languages=["en", "zh", "ja"])
+    made = parallel.read(Path("pairs")).collect()
+    assert made.group_by("source_language", "target_language").len().sort("target_language").rows() == [
+        ("en", "ja", 20),
+        ("en", "zh", 20),
+    ]
+    assert made["source"][0] == Listing(7, 0).title()
+    assert made["target"][0] == Listing(7, 0).title("zh")
+    assert made["target"][2] == Listing(7, 1).title("ja")
+
+
+def test_instructions_in_three_languages(folder):
+    settings = {"source": instructions.__file__, "instructions": 300, "languages": ["en", "zh", "ja"]}
+    assert not fetch("instructions", settings, "landing", "report")["warnings"]
+    made = instructions.read(Path("landing")).collect()
+    assert made["language"].to_list() == ["en", "zh", "ja"] * 100
+    asked = made.group_by("language").agg(pl.col("instruction").n_unique())
+    assert asked["instruction"].min() >= 5
+    translated = made.filter(instruction="このタイトルを英語に訳してください。").row(0, named=True)
+    titles = {Listing(7, number).title("ja"): Listing(7, number).title() for number in range(300)}
+    assert titles[translated["input"]] == translated["output"]
+    Path("alone").mkdir()
+    instructions.fetch(Path("alone"), Path(instructions.__file__), instructions=60, languages=["ja"])
+    assert set(instructions.read(Path("alone")).collect()["language"]) == {"ja"}
+
+
+@pytest.mark.parametrize(
+    ("module", "languages", "words"),
+    [
+        (corpora, {"en": 50, "ko": 50}, "languages has ko; made-up listings come in en, zh, ja"),
+        (corpora, {"en": 50, "zh": 40}, "languages add up to 90"),
+        (parallel, ["en"], "a pair has two of them"),
+        (parallel, [], "languages has none"),
+        (instructions, ["fr"], "languages has fr"),
+    ],
+)
+def test_languages_that_cannot_be_made(folder, module, languages, words):
+    with pytest.raises(ListingError, match=words):
+        module.fetch(folder, Path(module.__file__), languages=languages)
 
 
 def test_a_listing_tells_its_category(folder):

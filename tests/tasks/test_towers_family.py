@@ -192,7 +192,7 @@ def test_words_are_hashed_alike_everywhere():
 )
 def test_refusals(log, change, message):
     with pytest.raises(SettingsError, match=message):
-        towers.Family("pair", "two_tower", ENTRY | change, log)
+        towers.Family("pair", "two_tower", ENTRY | change, log).train({}, None, "cpu")
 
 
 def test_a_log_of_ids_is_refused(log, tmp_path):

@@ -100,7 +100,7 @@ def test_templates_are_a_function_of_the_key():
 
 
 def test_what_a_writer_cannot_be():
-    assert writers() == ["endpoint", "local", "templates"]
+    assert writers() == ["endpoint", "local", "recorded", "templates"]
     for chosen, words in (
         ({"template": {}}, "closest: templates"),
         ({}, "one name with its settings"),

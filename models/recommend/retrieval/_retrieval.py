@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from models.recommend.retrieval._log import Log
 
-__all__ = ["Retrieval"]
+__all__ = ["Retrieval", "mean_of"]
 
 
 class Retrieval(nn.Module):
@@ -73,17 +73,27 @@ class Retrieval(nn.Module):
         return users[user] @ items.mT
 
     @torch.no_grad()
+    def item_space(self) -> Tensor:
+        """(I, D): the directions of two rows tell how alike their items are; the items' vectors, as a rule."""
+        return self.vectors()[1]
+
+    @torch.no_grad()
     def fold_in(self, seen: Log) -> Tensor:
         """Vectors (seen.users, D) of users known by their items only: the mean of these, unless a method knows better.
 
-        The mean is ours. A user without items gets zeros.
+        The mean is ours. A user without items gets zeros. A method whose vectors of users and of items are not made
+        alike must know better.
         """
-        items = self.vectors()[1]
-        row, item = seen.of_users(torch.arange(seen.users, device=items.device))
-        total = items.new_zeros(seen.users, items.shape[1]).index_add_(0, row, items[item])
-        return total / seen.user_degree.clamp(min=1)[:, None]
+        return mean_of(self.vectors()[1], seen)
 
     @torch.no_grad()
     def score_histories(self, seen: Log) -> Tensor:
         """Scores (seen.users, I) of all items for users known only by their items."""
         return self.fold_in(seen) @ self.vectors()[1].mT
+
+
+def mean_of(items: Tensor, seen: Log) -> Tensor:
+    """Mean (seen.users, D) of what each user has of items (I, D); zeros where it has none."""
+    row, item = seen.of_users(torch.arange(seen.users, device=items.device))
+    total = items.new_zeros(seen.users, items.shape[1]).index_add_(0, row, items[item])
+    return total / seen.user_degree.clamp(min=1)[:, None]

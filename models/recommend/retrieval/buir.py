@@ -18,7 +18,7 @@ from models.recommend.retrieval._contrast import alignment
 from models.recommend.retrieval._draws import generator
 from models.recommend.retrieval._encoder import Encoder
 from models.recommend.retrieval._log import Log
-from models.recommend.retrieval._retrieval import Retrieval
+from models.recommend.retrieval._retrieval import Retrieval, mean_of
 
 __all__ = ["BUIR"]
 
@@ -92,3 +92,9 @@ class BUIR(Retrieval):
     def vectors(self) -> tuple[Tensor, Tensor]:
         users, items = self.encoder.all()
         return torch.cat([self.predictor(users), users], -1), torch.cat([items, self.predictor(items)], -1)
+
+    @torch.no_grad()
+    def fold_in(self, seen: Log) -> Tensor:
+        """A user of these items alone is their mean (ours), and predicts as any other; one without items gets zeros."""
+        user = mean_of(self.encoder.all()[1], seen)
+        return torch.cat([self.predictor(user), user], -1) * (seen.user_degree > 0)[:, None]

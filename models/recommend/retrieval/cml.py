@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.recommend.retrieval._draws import generator
 from models.recommend.retrieval._log import Log
-from models.recommend.retrieval._retrieval import Retrieval
+from models.recommend.retrieval._retrieval import Retrieval, mean_of
 
 __all__ = ["CML", "MetricPrompt", "clip", "hinge"]
 
@@ -120,6 +120,17 @@ class CML(Retrieval):
     def vectors(self) -> tuple[Tensor, Tensor]:
         """(U, K + 2) and (I, K + 2) with product -d."""
         return as_product(self.user.detach(), self.item.detach())
+
+    @torch.no_grad()
+    def item_space(self) -> Tensor:
+        """The points (I, K): seen from the middle of the ball, alike items lie in one direction."""
+        return self.item.detach()
+
+    @torch.no_grad()
+    def fold_in(self, seen: Log) -> Tensor:
+        """A user of these items alone stands in their mean point (ours); one without items gets zeros."""
+        point = mean_of(self.item.detach(), seen)
+        return as_product(point, point)[0] * (seen.user_degree > 0)[:, None]
 
     def _clipped(self, f_IK: Tensor) -> Tensor:
         return clip(self.feature_scale * f_IK, self.clip)

@@ -1,6 +1,7 @@
 """Small logs for the tests of retrieval models, and a step of training."""
 
 import torch
+from safetensors.torch import load, save
 
 from models.recommend.retrieval._log import Log
 
@@ -30,6 +31,23 @@ def recall(score_UI: torch.Tensor, train: Log, held: Log, k: int = 5) -> float:
     score_UI[train.user, train.item] = -torch.inf
     best = score_UI.topk(k).indices
     return (best[held.user] == held.item[:, None]).any(-1).float().mean().item()
+
+
+def unlike_after_resume(make, log: Log, negatives=None) -> list[str]:
+    """What three steps, a checkpoint and three more leave otherwise than six steps do.
+
+    Args:
+        make: seed -> a model.
+    """
+    unbroken, broken, again = make(1), make(1), make(2)  # the last with other weights and histories
+    run(unbroken, log, range(6), negatives=negatives)
+    _, optimizer = run(broken, log, range(3), negatives=negatives)
+    again.load_state_dict(load(save(broken.state_dict())))
+    resumed = torch.optim.Adam(again.parameters(), 0.01)
+    resumed.load_state_dict(optimizer.state_dict())
+    run(again, log, range(3, 6), optimizer=resumed, negatives=negatives)
+    left, whole = again.state_dict(), unbroken.state_dict()
+    return [name for name, value in whole.items() if not torch.equal(value, left[name])]
 
 
 def run(model, log: Log, steps: range, batch: int = 16, rate: float = 0.01, optimizer=None, negatives=None):

@@ -3,11 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load, save
 
 from models import build
 from models.recommend.retrieval._log import Log
-from tests.models.retrieval._small_log import blocks, random_log, recall, run
+from tests.models.retrieval._small_log import blocks, random_log, recall, run, unlike_after_resume
 
 
 def make(log, seed=1, **settings):
@@ -88,15 +87,7 @@ def test_two_views_differ_and_evaluation_drops_nothing():
 @pytest.mark.parametrize("settings", [{}, {"encoder": "lightgcn", "drop": 0.5}])
 def test_a_resumed_run_is_the_unbroken_one(settings):
     log = random_log()
-    unbroken, broken, again = make(log, **settings), make(log, **settings), make(log, seed=2, **settings)
-    run(unbroken, log, range(6))
-    _, optimizer = run(broken, log, range(3))
-    again.load_state_dict(load(save(broken.state_dict())))
-    resumed = torch.optim.Adam(again.parameters(), 0.01)
-    resumed.load_state_dict(optimizer.state_dict())
-    run(again, log, range(3, 6), optimizer=resumed)
-    for name, value in unbroken.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
+    assert unlike_after_resume(lambda seed: make(log, seed, **settings), log) == []
 
 
 def test_it_learns_blocks():
@@ -111,3 +102,14 @@ def test_settings_that_cannot_be():
         make(random_log(), drop=0.2)
     with pytest.raises(ValueError, match="momentum must be"):
         make(random_log(), momentum=1.2)
+
+
+def test_a_new_user_of_one_item_predicts_as_a_user_who_stands_there():
+    log = random_log()
+    model = make(log).eval()
+    with torch.no_grad():
+        model.encoder.table[3] = model.encoder.table[log.users + 2]  # user 3 stands where item 2 does
+        model.encoder.table[4] = model.encoder.table[log.users + torch.tensor([2, 5])].mean(0)
+    new = Log.of(torch.tensor([0, 1, 1]), torch.tensor([2, 2, 5]), 3, log.items)
+    torch.testing.assert_close(model.score_histories(new)[:2], model.score(torch.tensor([3, 4])))
+    assert model.fold_in(new)[2].count_nonzero() == 0

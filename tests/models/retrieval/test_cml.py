@@ -4,13 +4,12 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load, save
 
 from models import build
 from models.recommend.retrieval._log import Log
 from models.recommend.retrieval._sampling import Unseen
 from models.recommend.retrieval.cml import MetricPrompt, clip, hinge, off_diagonal
-from tests.models.retrieval._small_log import blocks, random_log, recall, run
+from tests.models.retrieval._small_log import blocks, random_log, recall, run, unlike_after_resume
 
 
 def make(log, seed=1, **settings):
@@ -159,16 +158,7 @@ def test_a_resumed_run_is_the_unbroken_one():
     log = random_log()
     features = torch.randn(log.items, 5, generator=torch.Generator().manual_seed(3))
     settings = {"features": features, "item_dropout": 0.5, "hidden": 8}
-    unbroken, broken, again = make(log, **settings), make(log, **settings), make(log, seed=2, **settings)
-    draws = Unseen(log)
-    run(unbroken, log, range(6), negatives=draws)
-    _, optimizer = run(broken, log, range(3), negatives=draws)
-    again.load_state_dict(load(save(broken.state_dict())))
-    resumed = torch.optim.Adam(again.parameters(), 0.01)
-    resumed.load_state_dict(optimizer.state_dict())
-    run(again, log, range(3, 6), optimizer=resumed, negatives=draws)
-    for name, value in unbroken.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
+    assert unlike_after_resume(lambda seed: make(log, seed, **settings), log, Unseen(log)) == []
 
 
 def test_the_prompt_starts_as_the_backbone_and_leaves_it_alone():
@@ -210,3 +200,16 @@ def test_settings_that_cannot_be(settings, message):
 def test_without_features_nothing_new_can_be_placed():
     with pytest.raises(ValueError, match="trained without features"):
         make(random_log()).place(torch.zeros(1, 2))
+
+
+def test_a_new_user_stands_in_the_mean_of_the_items():
+    log = random_log()
+    model = make(log)
+    # Items 0 and 1 at (1, 0) and (0, 1): the mean is (1/2, 1/2), 1/2 from each; item 2 at the origin is 1/2 away too.
+    with torch.no_grad():
+        model.item.zero_()
+        model.item[0, 0] = model.item[1, 1] = model.item[3, 2] = 1
+    score = model.score_histories(Log.of(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 3]), 3, log.items))
+    assert score[0, :4].tolist() == pytest.approx([-0.5, -0.5, -0.5, -1.5])
+    assert score[1, :4].tolist() == pytest.approx([-2, -2, -1, 0])
+    assert score[2].tolist() == [0.0] * log.items
