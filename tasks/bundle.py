@@ -20,20 +20,16 @@ from types import SimpleNamespace
 
 import polars as pl
 
-from tasks.bundled import PICKLES
 from tasks.command import run
 from tasks.files import read_if_there, read_json, write_json
 from tasks.imports import imported, steps
+from tasks.poison import PICKLES, PoisonedFolder
 from tasks.texts import past
 
 __all__ = ["PICKLES", "PoisonedFolder", "columns_of", "content", "finish", "load", "pack"]
 
 BACKBONE_KEYS = ("method", "settings", "sizes", "dense", "tasks")
 HEAD_KEYS = ("task", "settings", "backbone", "offset")
-
-
-class PoisonedFolder(ValueError):
-    """An artefact folder holds a file that can run code when read."""
 
 
 def pack(backbone: Path, head: Path | None, out: Path) -> str:

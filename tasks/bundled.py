@@ -4,10 +4,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 __all__ = ["PICKLES", "UnsafeArtifact", "check_files", "fill"]
 
 PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
@@ -44,12 +40,15 @@ def check_files(folder: Path) -> dict:
     return manifest
 
 
-def fill(module: torch.nn.Module, path: Path) -> None:
-    """Load weights, for serving.
+def fill(module, path: Path) -> None:
+    """Load weights into a torch module, for serving.
 
     Raises:
         UnsafeArtifact: the file holds other tensors than the module has.
     """
+    from safetensors import SafetensorError  # torch comes with them: whoever only checks files starts without it
+    from safetensors.torch import load_file
+
     try:
         module.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:

@@ -10,9 +10,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from tasks.bundle import PICKLES, PoisonedFolder
 from tasks.command import run
 from tasks.files import digest, read_json, write_text
+from tasks.poison import PICKLES, PoisonedFolder
 
 __all__ = ["check_folder", "content", "save_model", "task_of"]
 

@@ -17,10 +17,10 @@ import polars as pl
 
 from tasks import flavor, fresh, page, track
 from tasks.command import run
+from tasks.comparable import NotComparable, OtherRows, Rescored, paired
 from tasks.files import new_folder, read_json, write_json, write_text
 from tasks.judge import Check, compare, failures, finite, merged, number, rule_faults
 from tasks.remeasure import remeasure
-from tasks.rescore import NotComparable, OtherRows, Rescored, paired, rescore
 from tasks.settings import SettingsError, read
 
 __all__ = ["MEASURED", "PARTS", "evaluated", "gate_language", "judge_language", "registered", "rules_for"]
@@ -151,6 +151,13 @@ def gate_language(gates: Mapping, kind: str, name: str, made: Path, data: Path, 
         write_json(folder / "verdict.json", verdict)
         write_text(folder / "verdict.html", page.page(verdict, pictures))
     return verdict
+
+
+def rescore(champion: Path, made: Path, data: Path) -> Rescored:
+    """See tasks/rescore.py, which reads models: seconds that a gate without an older champion does not need."""
+    from tasks import rescore as unit
+
+    return unit.rescore(champion, made, data)
 
 
 def evaluated(folder: Path, candidate: str) -> dict:

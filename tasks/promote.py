@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import polars as pl
 
-from tasks import bundle, fresh, plots, track
+from tasks import fresh, plots, track
 from tasks.command import run
 from tasks.files import digest, read_if_there, read_json, write_json
 from tasks.judge import failures
@@ -47,6 +47,8 @@ def promote(name: str, judged: Path, features: Path, backbone: Path, receipt: Pa
         ReplayFailed: registered as challenger, but not fit to serve; the champion is as it was.
         RegistryUnreachable: nothing happened.
     """
+    from tasks import bundle  # which brings torch: other promotions use this file without it
+
     verdict = read_json(judged / "verdict.json")
     about = read_json(backbone / "backbone.json")
     with TemporaryDirectory() as place:
@@ -234,6 +236,8 @@ def reject(model: str, record: dict) -> str:
 
 
 def _register(model: str, record: dict, packed: Path, features: Path, backbone: Path) -> track.Version:
+    from tasks import bundle
+
     columns = bundle.columns_of(features, backbone)
     rows = pl.read_parquet(features / "rows" / "test.parquet", columns=list(columns))
     chosen = np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).astype(int)

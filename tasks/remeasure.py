@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tasks.comparable import OtherRows, Rescored
 from tasks.files import read_json
-from tasks.rescore import OtherRows, Rescored
 
 __all__ = ["note", "remeasure"]
 

@@ -8,12 +8,10 @@ loss per token, other classes, another target), the reason is told instead.
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
-
 from models.components._model import Model, assemble
+from tasks.comparable import NotComparable, OtherRows, Rescored
 from tasks.engine import Engine, HeldOut
 from tasks.files import read_json
 from tasks.finetune import Evaluation, Start, kind_of, load_start, retarget, rows_of, tagged
@@ -23,25 +21,9 @@ from tasks.settings import SettingsError
 from tasks.source import open_source
 from tasks.tokenizer import TokenizerError
 
-__all__ = ["NotComparable", "OtherRows", "Rescored", "paired", "rescore"]
+__all__ = ["rescore"]
 
 CLASSES = ("classification", "pairs", "choice")  # kinds whose every answer is right or wrong
-
-
-class NotComparable(ValueError):
-    """No rows give numbers of these two models that could be held against each other."""
-
-
-class OtherRows(ValueError):
-    """The data at hand are not those that the candidate was measured on."""
-
-
-@dataclass(frozen=True)
-class Rescored:
-    """What a model does on today's rows: metrics, and its answers where every row has one."""
-
-    metrics: dict[str, float]
-    answers: pl.DataFrame | None = None
 
 
 def rescore(champion: Path, made: Path, data: Path) -> Rescored:
@@ -146,36 +128,3 @@ def _refuse_others(about: Mapping, found: str, data: Path) -> None:
     if about["fingerprint"] != found:
         raise OtherRows(f"{data} is not what {about.get('name')} was measured on ({found[:12]}, not "
                         f"{about['fingerprint'][:12]}); run its stage again before its gate")  # fmt: skip
-
-
-def paired(candidate: pl.DataFrame, champion: pl.DataFrame) -> dict[str, float]:
-    """Row by row, who is right: McNemar's exact test (doi:10.1007/BF02295996) of two models' answers.
-
-    Args:
-        candidate: answers with `split`, `label` and `predicted`; its dev rows are those of `champion`, in order.
-
-    Returns:
-        rows, only_candidate and only_champion right, and p: how often chance alone splits those rows as unevenly.
-
-    Raises:
-        OtherRows: the two tables are not of the same rows.
-    """
-    ours = candidate.filter(pl.col("split") == "dev") if "split" in candidate.columns else candidate
-    same = [name for name in ("text", "second", "label") if name in ours.columns and name in champion.columns]
-    if not ours.select(same).equals(champion.select(same)):
-        raise OtherRows(f"the candidate's {len(ours)} answers are not to the champion's {len(champion)} rows")
-    right = [table["predicted"] == table["label"] for table in (ours, champion)]
-    only = [int((one & ~other).sum()) for one, other in (right, right[::-1])]
-    return {"rows": len(ours), "only_candidate": only[0], "only_champion": only[1], "p": _chance(*only)}
-
-
-def _chance(one: int, other: int) -> float:
-    """Two-sided binomial probability of a split as uneven, when either side is as likely.
-
-    >>> _chance(5, 1)  # 2 (1 + 6) / 64
-    0.21875
-    >>> _chance(3, 3)
-    1.0
-    """
-    tail = sum(math.comb(one + other, few) for few in range(min(one, other) + 1))
-    return min(1.0, 2 * tail / 2 ** (one + other))

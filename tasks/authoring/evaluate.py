@@ -267,9 +267,9 @@ def _told(name: str, found: Mapping[str, float], asked: int) -> str:
     return f"{name}: {asked} asked; " + ", ".join(f"{word} {found[key]:.3f}" for word, key in shown if key in found)
 
 
-def main(address: str, name: str, model: str, base: str, data: str, out: str) -> None:
+def main(address: str, base: str, model: str, data: str, out: str) -> None:
     """python -m tasks.authoring.evaluate params.yaml:language.evaluations.NAME BASE MODEL AUTHORED OUT"""
-    evaluate(read_settings(address), name, model, base, data, out)
+    evaluate(read_settings(address), base, model, data, out)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,18 @@ from tasks.authoring._author import Author
 from tasks.authoring._page import page
 from tasks.authoring._score import Known, score
 from tasks.authoring.evaluate import Evaluation, evaluate
+from tasks.authoring.evaluate import main as evaluate_command
 from tasks.authoring.grounding import Lexicon
 from tasks.authoring.instruct import folder_of, frames, instruct, method_of, open_tokenizer
 from tasks.authoring.measures import BM25
 from tasks.authoring.records import author_records
 from tasks.authoring.write import RequestUnreadable, author_texts, main, read_requests
 from tasks.base import base
-from tasks.bundle import PoisonedFolder
 from tasks.causal import prompt_ids
 from tasks.continue_pretraining import load_causal
 from tasks.files import digest, read_json, write_json
 from tasks.generate import read_prompts
+from tasks.poison import PoisonedFolder
 from tasks.remeasure import remeasure
 from tasks.settings import SettingsError
 
@@ -430,6 +431,14 @@ def test_evaluation(made, tmp_path):
     form = list(csv.DictReader((tmp_path / "out" / "rating.csv").open(encoding="utf-8")))
     assert set(read_json(tmp_path / "out" / "rating_key.json").values()) <= {"tuned", "base", "template"} and form
     assert not any(system in json.dumps(form) for system in ("tuned", "template"))
+
+
+def test_the_evaluation_as_a_command(made, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("language: {evaluations: {shop: {rows: 2, new_tokens: 8, shots: 0}}}")
+    folders = [str(made / name) for name in ("base", "full", "authored")]
+    evaluate_command("params.yaml:language.evaluations.shop", *folders, "out")
+    assert "full: " in capsys.readouterr().out and read_json("out/run.json")["what"] == "authoring"
 
 
 def test_invented_facts_are_marked_on_the_page():

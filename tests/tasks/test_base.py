@@ -6,8 +6,8 @@ import os
 import pytest
 
 from tasks.base import BaseChanged, base, main, model_of
-from tasks.bundle import PoisonedFolder
 from tasks.flavor import content
+from tasks.poison import PoisonedFolder
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 import yaml
 
-from tasks.bundle import PoisonedFolder
 from tasks.datasets import corpora, parallel, questions
 from tasks.evaluate_language import evaluate_language, main
 from tasks.files import read_json, write_json
 from tasks.ingest_text import ingest_text
 from tasks.language_measures import UNICODE, open_measured
+from tasks.poison import PoisonedFolder
 from tasks.question_prompts import Question, prompts
 from tasks.settings import SettingsError
 from tests.tasks._unigram import BYTES, guess, unigram, words

@@ -10,8 +10,8 @@ from _bilingual import base, byte_tokenizer, ingested
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from tasks.bundle import PoisonedFolder
 from tasks.extend_vocabulary import extend_vocabulary, main
+from tasks.poison import PoisonedFolder
 from tasks.settings import SettingsError
 from tasks.tokenizer import TokenizerError, make_tokenizer
 

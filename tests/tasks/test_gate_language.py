@@ -7,9 +7,9 @@ import torch
 
 from tasks import fresh, track
 from tasks import gate_language as module
-from tasks.bundle import PoisonedFolder
 from tasks.files import write_json
 from tasks.gate_language import gate_language, judge_language, rules_for
+from tasks.poison import PoisonedFolder
 from tasks.settings import SettingsError
 
 RULES = {"ceilings": {"loss": 4.0}, "floors": {"mlm_correct": 0.2}, "improvement": {"metric": "loss", "margin": -0.05}}

@@ -9,11 +9,11 @@ from _speaker import speaker, tokenizer
 from models.language._keys import BrokenIdentity
 from models.language._reader import TooLong
 from tasks import generate
-from tasks.bundle import PoisonedFolder
 from tasks.causal import open_causal, prompt_ids, tokens_of
 from tasks.diversity import distinct, diversity, self_bleu
 from tasks.files import read_json
 from tasks.generate import Decoding, read_prompts
+from tasks.poison import PoisonedFolder
 from tasks.settings import SettingsError
 
 SMALL = {"rounds": 2, "branch": 4, "tokens": 5}

@@ -5,9 +5,9 @@ import pytest
 from _reader import write_reader
 
 from tasks import flavor, track
-from tasks.bundle import PoisonedFolder
 from tasks.files import read_json
 from tasks.listing_encoder import Asked, listing_encoder
+from tasks.poison import PoisonedFolder
 from tasks.settings import SettingsError
 
 

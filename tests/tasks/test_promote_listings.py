@@ -8,10 +8,10 @@ import pytest
 from _reader import write_reader
 
 from tasks import fresh, track
-from tasks.bundle import PoisonedFolder
 from tasks.files import read_json
 from tasks.gate_listings import gate_listings, neighbours
 from tasks.listing_encoder import listing_encoder
+from tasks.poison import PoisonedFolder
 from tasks.promote import StaleVerdict
 from tasks.promote_listings import promote_listings
 from tasks.settings import SettingsError

@@ -7,12 +7,13 @@ import polars as pl
 import pytest
 
 from tasks import flavor, fresh, track
+from tasks.comparable import NotComparable, OtherRows, paired
 from tasks.distill import distill
 from tasks.files import read_json, write_json
 from tasks.finetune import finetune
 from tasks.gate_language import gate_language
 from tasks.pretrain import pretrain
-from tasks.rescore import NotComparable, OtherRows, paired, rescore
+from tasks.rescore import rescore
 from tasks.tokenizer import make_tokenizer
 from tasks.tokens import tokens
 
