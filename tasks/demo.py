@@ -1,4 +1,4 @@
-"""`make demo`: the whole chain on the sample marketplace, then a task added in front of the reader's eyes.
+"""`make demo`: the whole chain on the sample marketplace, a task added before the reader's eyes, and a bilingual model.
 
 Everything runs in this checkout: what it leaves is what `dvc repro` would leave, plus one line in params.yaml.
 """
@@ -47,6 +47,10 @@ def demo(params: Path = Path("params.yaml")) -> None:
     _proof(read_json(f"artifacts/prompt/{NEW}/proof.json"))
     _standings()
 
+    _say("3. Models that write: an English one goes on over Chinese and pairs of both, and is judged beside its base")
+    _stages([sys.executable, "-m", "dvc", "repro", "promote_continued@bilingual"])
+    _gained(read_json("artifacts/evaluated/bilingual/metrics.json")["evaluation"])
+
     _call([sys.executable, "-m", "tasks.report", "params.yaml", "artifacts", "data", "artifacts/report/index.html"])
     _say(f"Done in {time.monotonic() - started:.0f} s. To look at it:")
     print("  make ui                              runs, models, versions and aliases in MLflow (http://127.0.0.1:5000)")
@@ -54,7 +58,8 @@ def demo(params: Path = Path("params.yaml")) -> None:
         "  artifacts/report/index.html          the report: data, metrics against the best possible, verdicts, proofs"
     )
     print("  .venv/bin/dvc dag                    the graph")
-    print("  .venv/bin/python -m flows.language   language models: pre-trained, fine-tuned, judged, registered")
+    print("  artifacts/pages/bilingual            what the bilingual model writes, and the page about its output layer")
+    print("  .venv/bin/python -m flows.language   every language model, to one that authors: tuned, judged, registered")
     print(f"\nparams.yaml now has the task {NEW}; `git checkout params.yaml && make prune` takes it back.")
 
 
@@ -101,6 +106,15 @@ def _standings() -> None:
         receipt = read_json(path)
         print(f"  {receipt['model']:<40} {receipt['status']:<12} version {receipt.get('version') or '-'}"
               f"{'  champion' if receipt.get('champion') else ''}")  # fmt: skip
+
+
+def _gained(found: dict) -> None:
+    print(f"""
+Beside its base, on held-out texts (artifacts/evaluated/bilingual/page.html):
+  Chinese, bits a character                {found["base_bits_per_character_zh"]:.2f} -> {found["bits_per_character_zh"]:.2f}
+  English, perplexity a character          {found["forgetting_en"]:+.1%}
+  translations found, best layer           {found["base_retrieval"]:.0%} -> {found["retrieval"]:.0%}
+""")
 
 
 def _proof(proof: dict) -> None:

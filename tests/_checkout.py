@@ -24,6 +24,11 @@ LANGUAGE = (
     "tokenizer", "tokens", "parts", "pretrain", "gate_pretrain", "promote_pretrain", "finetune", "gate_finetune",
     "promote_finetune",
 )  # fmt: skip
+WRITING = (
+    "base", "near", "vocabulary_of", "vocabulary", "continued_of", "continued", "evaluation_of", "evaluate_continued",
+    "pages_continued", "gate_continued", "promote_continued", "authored", "instructed", "evaluate_instructed",
+    "pages_instructed", "gate_instructed", "promote_instructed", "generated",
+)  # fmt: skip
 DISTILL = (
     "lent", *(f"{step}{kind}" for kind in ("distill", "mix", "chain", "several")
               for step in ("parts_", "", "gate_", "promote_")),

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from _checkout import ITEMS, RECOMMEND, Checkout, copied
+from _checkout import ITEMS, RECOMMEND, WRITING, Checkout, copied
 
 STEPS = {kind: [f"parts_{kind}", kind, f"gate_{kind}", f"promote_{kind}"] for kind in ("mix", "chain", "several")}
 STEPS["distill"] = ["parts_distill", "distill", "gate_distill", "promote_distill"]
@@ -48,7 +48,7 @@ ALL = {stage for name, kind in STUDENTS.items() for stage in stages(kind, name)}
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Checkout:
-    made = copied(tmp_path_factory.mktemp("distillation") / "rootstock", small, without=RECOMMEND + ITEMS)
+    made = copied(tmp_path_factory.mktemp("distillation") / "rootstock", small, without=RECOMMEND + ITEMS + WRITING)
     made.first = made.repro(*(f"promote_{kind}@{name}" for name, kind in STUDENTS.items()))
     return made
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import yaml
-from _checkout import ALWAYS, DISTILL, ITEMS, LANGUAGE, RECOMMEND, ROOT, Checkout, copied
+from _checkout import ALWAYS, DISTILL, ITEMS, LANGUAGE, RECOMMEND, ROOT, WRITING, Checkout, copied
 
 STEPS = {kind: [kind, f"gate_{kind}", f"promote_{kind}"] for kind in ("pretrain", "finetune")}
 LOAD = """
@@ -59,7 +59,7 @@ def stages(kind: str, name: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Checkout:
-    made = copied(tmp_path_factory.mktemp("language") / "rootstock", small, without=RECOMMEND + ITEMS)
+    made = copied(tmp_path_factory.mktemp("language") / "rootstock", small, without=RECOMMEND + ITEMS + WRITING)
     made.first = made.repro()
     return made
 
@@ -176,7 +176,7 @@ def test_a_recipe_that_is_not_there_is_refused_before_any_training(checkout):
 def test_language_and_recommender_read_nothing_of_each_other():
     """The graph itself: no path and no parameter in common but raw data and what reads those."""
     graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert set(graph) == {*ALWAYS, "fetch", "ingest", *RECOMMEND, *ITEMS, *LANGUAGE, *DISTILL}
+    assert set(graph) == {*ALWAYS, "fetch", "ingest", *RECOMMEND, *ITEMS, *LANGUAGE, *WRITING, *DISTILL}
 
     def reads(name: str) -> tuple[set[str], set[str]]:
         stage = graph[name].get("do", graph[name])
@@ -187,14 +187,15 @@ def test_language_and_recommender_read_nothing_of_each_other():
         outs = [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
         return {next(iter(out)) if isinstance(out, dict) else out for out in outs}
 
-    for ours, others, own in ((LANGUAGE, RECOMMEND, "language."), (RECOMMEND, LANGUAGE, ("recommend.", "gates"))):
+    whole = (*LANGUAGE, *WRITING)
+    for ours, others, own in ((whole, RECOMMEND, "language."), (RECOMMEND, whole, ("recommend.", "gates"))):
         made = {path for name in others for path in makes(name)}
         for name in ours:
             paths, keys = reads(name)
             assert not paths & made, name
             assert all(key.startswith(own) for key in keys), name
     taught = {path for name in ("distill", "mix", "chain", "several") for path in makes(name)}
-    for name in (*LANGUAGE, *RECOMMEND):  # students read language models, and nothing reads students
+    for name in (*whole, *RECOMMEND):  # students read language models, and nothing reads students
         assert not reads(name)[0] & taught, name
     per_key = {"parts": "pretrain", "pretrain": "pretrain", "finetune": "finetune"}
     for name, kind in per_key.items():

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import yaml
-from _checkout import ALWAYS, DISTILL, ITEMS, LANGUAGE, Checkout, copied
+from _checkout import ALWAYS, DISTILL, ITEMS, LANGUAGE, WRITING, Checkout, copied
 
 SMALL = {"rows": 24000, "epochs": 1, "head_epochs": 6}
 TASK = "{given: \"event_id = 'item_view'\", positive: \"event_id = 'offer_make'\", within: session}"
@@ -52,7 +52,9 @@ def smaller(params: dict) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Checkout:
-    made = copied(tmp_path_factory.mktemp("promise") / "rootstock", smaller, without=ITEMS + LANGUAGE + DISTILL)
+    made = copied(
+        tmp_path_factory.mktemp("promise") / "rootstock", smaller, without=ITEMS + LANGUAGE + WRITING + DISTILL
+    )
     made.first = made.repro()
     return made
 

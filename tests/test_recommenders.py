@@ -1,7 +1,7 @@
 """Recommenders of items through the real tools: one line, one model, one version; nothing else runs."""
 
 import pytest
-from _checkout import DISTILL, ITEMS, LANGUAGE, RECOMMEND, Checkout, copied
+from _checkout import DISTILL, ITEMS, LANGUAGE, RECOMMEND, WRITING, Checkout, copied
 
 STEPS = ("made_of", "recommender", "gate_recommender", "promote_recommender")
 
@@ -24,7 +24,7 @@ def stages(*names: str) -> list[str]:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Checkout:
     folder = tmp_path_factory.mktemp("recommenders") / "rootstock"
-    made = copied(folder, small, without=RECOMMEND + LANGUAGE + DISTILL)
+    made = copied(folder, small, without=RECOMMEND + LANGUAGE + WRITING + DISTILL)
     made.first = made.repro()
     return made
 

@@ -10,7 +10,7 @@ import sys
 import polars as pl
 import pytest
 import yaml
-from _checkout import ITEMS, RECOMMEND, ROOT, Checkout, copied
+from _checkout import ITEMS, RECOMMEND, ROOT, WRITING, Checkout, copied
 
 from tasks.curriculum import ELSEWHERE
 
@@ -71,7 +71,7 @@ ALL = {*LAST, "gate_tasks@shop_category", "distill_tasks@shop", "generate_exampl
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Checkout:
-    made = copied(tmp_path_factory.mktemp("taught") / "rootstock", small, without=RECOMMEND + ITEMS)
+    made = copied(tmp_path_factory.mktemp("taught") / "rootstock", small, without=RECOMMEND + ITEMS + WRITING)
     pairs = [{"sentence1": f"a {colour} {thing}", "sentence2": f"{thing} in {other}", "label": int(colour == other)}
              for colour in COLOURS for thing in THINGS for other in COLOURS[:3]]  # fmt: skip
     (made.folder / "pairs").mkdir()
