@@ -109,9 +109,10 @@ def _standings() -> None:
 
 
 def _gained(found: dict) -> None:
+    before, after = (found[f"{who}bits_per_character_zh"] for who in ("base_", ""))
     print(f"""
 Beside its base, on held-out texts (artifacts/evaluated/bilingual/page.html):
-  Chinese, bits a character                {found["base_bits_per_character_zh"]:.2f} -> {found["bits_per_character_zh"]:.2f}
+  Chinese, bits a character                {before:.2f} -> {after:.2f}
   English, perplexity a character          {found["forgetting_en"]:+.1%}
   translations found, best layer           {found["base_retrieval"]:.0%} -> {found["retrieval"]:.0%}
 """)
