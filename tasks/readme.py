@@ -23,6 +23,7 @@ FOLDERS = {  # mark in the README -> the files of its table, below the repositor
     "decoder": "models/components/decoder/*.py",
     "target": "models/components/target/*.py",
     "recipes": "models/components/recipes/*.yaml",
+    "writing": "models/language/*.py",
     "processors": "tasks/processors/*.py",
     "kinds": "tasks/kinds/*.py",
     "distill": "models/distill/*.py",
