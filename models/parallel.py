@@ -23,6 +23,7 @@ __all__ = [
     "synchronise", "tables", "whole", "wrap", "world",
 ]  # fmt: skip
 
+LISTS = ("layers", "h", "block", "layer")  # what models call their layers: ours and LLaMA, GPT-2 and BLOOM, T5, BERT
 KINDS, ACTIVATIONS = ("none", "ddp", "fsdp"), ("none", "full", "selective")
 aten = torch.ops.aten
 # What selective checkpointing keeps: the outputs of products and attention, dear to recompute, and of communication.
@@ -76,8 +77,8 @@ def wrap(
                          f"{', '.join(ACTIVATIONS)}, got {activations!r}")  # fmt: skip
     found = blocks(model)
     if not found and (compile or activations != "none"):
-        raise ValueError(f"{type(model).__name__} has no block (a member of a ModuleList called layers) to checkpoint "
-                         f"or compile; set activations: none and compile: false")  # fmt: skip
+        raise ValueError(f"{type(model).__name__} has no block (a member of a ModuleList called {', '.join(LISTS)}) "
+                         f"to checkpoint or compile; set activations: none and compile: false")  # fmt: skip
     if activations != "none":
         for block in found:
             _recompute(block, selective=activations == "selective")
@@ -116,7 +117,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     found: dict[int, nn.Module] = {}
     inside: set[int] = set()
     for name, part in model.named_modules():
-        if isinstance(part, nn.ModuleList) and name.split(".")[-1] == "layers" and id(part) not in inside:
+        if isinstance(part, nn.ModuleList) and name.split(".")[-1] in LISTS and id(part) not in inside:
             for block in part:
                 found[id(block)] = block
                 inside |= {id(module) for module in block.modules()}

@@ -225,3 +225,12 @@ def test_unknown_names(wrong):
 def test_no_block_to_checkpoint():
     with pytest.raises(ValueError, match="Linear has no block"):
         parallel.wrap(nn.Linear(1, 1), activations="full")
+
+
+def test_blocks_of_other_libraries_are_found_once():
+    from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config, T5Model
+
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=3, n_embd=8, n_head=2, vocab_size=11))
+    bloom = BloomForCausalLM(BloomConfig(n_layer=2, hidden_size=8, n_head=2, vocab_size=11))
+    t5 = T5Model(T5Config(num_layers=2, num_decoder_layers=3, d_model=8, d_kv=4, num_heads=2, d_ff=8, vocab_size=11))
+    assert [len(parallel.blocks(model)) for model in (gpt2, bloom, t5)] == [3, 2, 5]
