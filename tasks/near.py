@@ -82,10 +82,8 @@ def near(
 
     Raises:
         TextRejected: a folder was not ingested; a set would have no training rows left.
-        SettingsError: nothing to compare, or a set that is both.
+        SettingsError: a set that is both.
     """
-    if not train:
-        raise SettingsError("no training sets are named; give train: {data: [...]}, names of data sets")
     if both := sorted(set(train) & set(benchmarks)):
         raise SettingsError(f"{', '.join(both)} is both a training set and a benchmark; nothing would be left of it")
     like = like or Likeness()

@@ -222,7 +222,6 @@ def test_command(capsys):
 @pytest.mark.parametrize(
     ("sets", "benchmarks", "error", "words"),
     [
-        ([], [], SettingsError, "no training sets are named"),
         (["data"], ["data"], SettingsError, "data is both a training set and a benchmark"),
         (["nowhere"], [], TextRejected, "nowhere was not ingested"),
         (["data"], ["copy"], TextRejected, "data: all 2 training texts repeat others; nothing was written"),
@@ -258,3 +257,8 @@ def test_signatures_find_nearly_all_that_are_alike():
         seen.add("a", units(" ".join(text)))
         found += seen.nearest(units(" ".join([*text[:-20], *(f"v{n}" for n in range(20))]))) is not None
     assert found >= 90
+
+
+def test_without_training_sets_there_is_an_empty_report(tmp_path):
+    report = near({}, {}, tmp_path / "out")
+    assert report["sets"] == {} and pl.read_parquet(tmp_path / "out/removed.parquet").is_empty()
