@@ -6,6 +6,7 @@ The same for every version, as long as the data are the same: of each language t
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,9 +39,10 @@ def sample_prompts(settings: Mapping, ingested: str | Path, out: str | Path) -> 
         texts = dict.fromkeys(held_out(language, chosen, Path(ingested)))
         long = [text for text in texts if len(text) >= BEGINNING * LEAST]
         for number, text in enumerate(sorted(long, key=_place)[:EACH]):
-            beginning = text[: min(len(text) // BEGINNING, MOST)]
-            cut = beginning.rfind(" ")  # a prompt ends with a whole word, where words are spaced
-            rows.append({"id": f"{language}/{number}", "prompt": beginning[:cut] if cut >= LEAST else beginning})
+            size = min(len(text) // BEGINNING, MOST)
+            # A prompt ends with a whole word; languages without spaces have such words too, as names of brands.
+            whole = re.sub(r"[0-9A-Za-z]+$", "", text[:size]) if re.match("[0-9A-Za-z]", text[size]) else text[:size]
+            rows.append({"id": f"{language}/{number}", "prompt": whole.rstrip() or text[:size]})
     if not rows:
         raise SettingsError("no held-out text to begin from; give the evaluation `texts`, of 24 characters or more")
     out = Path(out)
