@@ -20,7 +20,6 @@ import polars as pl
 
 from tasks.files import digest, new_folder, read_json, write_json
 from tasks.settings import SettingsError
-from tasks.text_filters import Filters
 
 __all__ = ["HELDOUT", "STREAMS", "TextRejected", "batches", "count", "ingest_text", "listed", "sentences"]
 
@@ -75,7 +74,11 @@ def ingest_text(
         raise SettingsError(f"KIND is {kind!r}; it is one of {', '.join(STREAMS)}")
     if isinstance(heldout, bool) or not isinstance(heldout, (int, float)) or not 0 < heldout < 1:
         raise SettingsError(f"heldout is {heldout!r}; it is the share of texts that is held out, e.g. {HELDOUT}")
-    sieve = Filters(kind, filters) if filters else None
+    sieve = None
+    if filters:
+        from tasks.text_filters import Filters  # whose libraries nobody else waits for
+
+        sieve = Filters(kind, filters)
     buckets = min(BUCKETS, math.ceil(raw_bytes / BUCKET_BYTES) or 1)
     with new_folder(out) as folder:
         spill, rows_in = folder / ".spill", 0
@@ -147,7 +150,7 @@ def listed(frame: pl.DataFrame, columns: tuple[str, ...]) -> pl.Series:
     return joined.list.eval(pl.element().filter(pl.element() != ""))
 
 
-def _spill(rows: pl.LazyFrame, kind: str, buckets: int, spill: Path, sieve: Filters | None) -> None:
+def _spill(rows: pl.LazyFrame, kind: str, buckets: int, spill: Path, sieve) -> None:
     """Write spill/<bucket>/: all rows whose hash lies in the bucket's range, with .key and .row."""
     texts = [c for columns in STREAMS[kind].values() for c in columns if c in rows.collect_schema().names()]
 
@@ -221,7 +224,7 @@ def count(part: pl.DataFrame, split: str, facts: dict[str, Counter]) -> None:
             facts[name].update(part[column].cast(pl.String).fill_null("null").to_list())
 
 
-def _refuse_empty(kind: str, rows: Counter, rows_in: int, needs: Sequence[str] | None, sieve: Filters | None) -> None:
+def _refuse_empty(kind: str, rows: Counter, rows_in: int, needs: Sequence[str] | None, sieve) -> None:
     wanted = needs or (("train",) if kind == "examples" else ("train", "heldout"))
     if empty := [split for split in wanted if not rows[split]]:
         dropped = "".join(
