@@ -85,6 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--begin", type=int, default=400, help="steps of the English model")
     parser.add_argument("--steps", type=int, default=200, help="steps of each run")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="of all runs alike")
     parser.add_argument("--looks", type=int, default=20, help="evaluations on held-out rows in a run")
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -139,7 +140,7 @@ def untrained(options: argparse.Namespace) -> None:
 def training(options: argparse.Namespace, seed: int) -> dict:
     return {"steps": options.steps, "batch": options.batch, "lr": options.lr, "warmup": 0.05, "seed": seed,
             "evaluate_steps": max(1, options.steps // options.looks), "evaluate_rows": 64,
-            "checkpoint_steps": 50}  # fmt: skip
+            "checkpoint_steps": 50, "precision": options.precision}  # fmt: skip
 
 
 def run(options: argparse.Namespace, name: str, base: Path, entry: dict) -> None:
