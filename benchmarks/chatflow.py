@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from models.language._causal import Causal
 from tasks import plots
-from tasks.continue_pretraining import continue_pretraining, load_causal
+from tasks.base import load_causal
+from tasks.continue_pretraining import continue_pretraining
 from tasks.datasets import corpora, instructions, parallel
 from tasks.evaluate_language import evaluate_language
 from tasks.extend_vocabulary import extend_vocabulary

@@ -1,4 +1,4 @@
-"""Note where a language model from outside lies, and what it is: it is read in place, never copied.
+"""Where the causal language models lie that stages begin from; those from outside are noted and read in place.
 
     python -m tasks.base params.yaml:language.bases.NAME artifacts/base/NAME
 
@@ -12,9 +12,11 @@ from pathlib import Path
 from tasks import flavor
 from tasks.command import run
 from tasks.files import read_if_there, read_json, write_json
-from tasks.settings import read
+from tasks.settings import SettingsError, read
 
-__all__ = ["BaseChanged", "base", "model_of"]
+__all__ = ["BaseChanged", "base", "load_causal", "load_tokenizer", "model_of"]
+
+WRITERS = ("ForCausalLM", "LMHeadModel")  # how their classes' names end
 
 
 class BaseChanged(ValueError):
@@ -27,17 +29,13 @@ def base(folder: str | Path, out: str | Path) -> dict:
     Raises:
         FileNotFoundError: there is no such folder.
         PoisonedFolder: it could run code when read.
-        ValueError: it holds no model of transformers that writes text.
+        SettingsError: it holds no model of transformers that writes text.
     """
     folder, note = Path(folder), Path(out) / "base.json"
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; language.bases.{Path(out).name} is the folder of a model in "
                                 f"transformers' layout")  # fmt: skip
-    config = flavor.check_folder(folder)
-    name = config.get("architectures", ["a recipe of ours"])[0]
-    if not name.endswith(("ForCausalLM", "LMHeadModel")):
-        raise ValueError(f"{folder} holds {name}, which writes no text; a base is a causal language model")
-    files = _files(folder)
+    name, files = _writer(folder), _files(folder)
     known = read_if_there(note)
     same = known.get("folder") == str(folder) and known.get("files") == files
     made = {"folder": str(folder), "class": name, "files": files,
@@ -48,23 +46,69 @@ def base(folder: str | Path, out: str | Path) -> dict:
 
 
 def model_of(folder: str | Path) -> Path:
-    """The model's folder of a stage's output: its model/, or the place that a base.json points to.
+    """The folder of a causal language model: a stage's model/, the place that its base.json notes, or itself.
 
     Raises:
-        FileNotFoundError: neither is there.
+        FileNotFoundError: there is none.
         BaseChanged: the base's files are not those that were noted.
+        PoisonedFolder: it could run code when read.
+        SettingsError, ValueError, OSError: it holds no model of transformers that writes text.
     """
-    folder = Path(folder)
+    place = _place(Path(folder))
+    _writer(place)
+    return place
+
+
+def load_causal(folder: str | Path, dtype: str = "float32"):
+    """The model of such a folder, an `nn.Module` of transformers; nothing in the folder is run or unpickled.
+
+    Args:
+        dtype: whatever it was saved in; "auto" leaves it.
+
+    Raises:
+        as `model_of`.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers import logging as verbosity
+
+    verbosity.set_verbosity_error()
+    verbosity.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(
+        model_of(folder), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
+
+
+def load_tokenizer(folder: str | Path):
+    """The tokenizer in a folder of transformers' layout; nothing in it is run."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _place(folder: Path) -> Path:
     if (folder / "model").is_dir():
         return folder / "model"
     if not (folder / "base.json").is_file():
-        if (folder / "config.json").is_file():
+        if folder.is_dir() and any(folder.iterdir()):
             return folder
-        raise FileNotFoundError(f"{folder} holds no model: neither model/ nor base.json; run the stage that makes it")
+        what = "holds no model" if folder.is_dir() else "is no folder"
+        raise FileNotFoundError(f"{folder} {what}, and neither model/ nor base.json are in it; give a folder in "
+                                f"transformers' layout, or run the stage that makes it")  # fmt: skip
     note = read_json(folder / "base.json")
     if not Path(note["folder"]).is_dir() or _files(Path(note["folder"])) != note["files"]:
         raise BaseChanged(f"{note['folder']} is not what {folder}/base.json notes; run `dvc repro base@{folder.name}`")
     return Path(note["folder"])
+
+
+def _writer(folder: Path) -> str:
+    """The class of a model that writes text and may be loaded."""
+    config = flavor.check_folder(folder)
+    if not config:
+        raise SettingsError(f"{folder} is a recipe of ours that transformers has no class for; a causal language model "
+                            f"of transformers is needed (recipes gpt2, llama, bloom)")  # fmt: skip
+    if not (name := config["architectures"][0]).endswith(WRITERS):
+        raise SettingsError(f"{folder} holds {name}, which writes no text; give a causal language model")
+    return name
 
 
 def _files(folder: Path) -> Mapping[str, list[int]]:

@@ -10,7 +10,7 @@ import torch
 from models.language._reader import Reader, TooLong
 from models.language.icn import Task, Tokens
 from tasks import flavor
-from tasks.base import model_of
+from tasks.base import load_causal, load_tokenizer, model_of
 from tasks.settings import SettingsError
 
 __all__ = ["Opened", "open_causal", "prompt_ids", "refuse_longer", "tokens_of"]
@@ -49,19 +49,12 @@ def open_causal(folder: str | Path, device: str = "cpu", precision: str = "float
         PoisonedFolder: it could run code when read.
         SettingsError: it writes no text, or has no tokenizer, or `precision` is unknown.
     """
-    import transformers
-
     place = model_of(folder)
-    config = flavor.check_folder(place)
-    name = config.get("architectures", ["a recipe of ours"])[0]
-    if not name.endswith(("ForCausalLM", "LMHeadModel")):
-        raise SettingsError(f"{place} holds {name}, which writes no text; give a causal language model")
     if precision not in ("float32", "bfloat16"):
         raise SettingsError(f"precision is float32 or bfloat16, got {precision!r}")
     if not (place / "tokenizer_config.json").is_file():
         raise SettingsError(f"{place} has no tokenizer beside its model")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
-    model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, precision))
+    tokenizer, model = load_tokenizer(place), load_causal(place, precision)
     return Opened(Reader(model.to(device)), tokens_of(tokenizer, model), tokenizer, place, flavor.content(place))
 
 

@@ -26,10 +26,11 @@ from models import parallel
 from models.flops import flops_per_token
 from models.language._causal import Causal
 from tasks import plots
+from tasks.base import load_causal, load_tokenizer, model_of
 from tasks.command import run as command
 from tasks.curve import write_curve
 from tasks.engine import Engine, HeldOut, Run, launched, run
-from tasks.extend_vocabulary import located, model_folder
+from tasks.extend_vocabulary import located
 from tasks.files import digest, new_folder, write_json
 from tasks.mixture import Mixture, open_mixture
 from tasks.pretrain import rows_digest
@@ -38,7 +39,7 @@ from tasks.settings import read as read_settings
 from tasks.slots import slot
 from tasks.training import use_threads
 
-__all__ = ["continue_pretraining", "load_causal", "save_causal"]
+__all__ = ["continue_pretraining", "save_causal"]
 
 KEYS = ("from", "sources", "sampler", "length", "training", "evaluation")
 CLOSE = 1e-5  # of the largest logit: what is left to the order of float32 sums
@@ -61,7 +62,7 @@ def continue_pretraining(
         settings: name -> {sources: {name: {data, kind, language, template, role, repeats}}, sampler, length, training};
             `from` and `evaluation` are for the pipeline. For sources and sampler see tasks/mixture.py, for training
             tasks/engine.py.
-        base: folder of a causal language model of transformers, or one that has it as model/.
+        base: folder of a causal language model, or of the stage that made or noted it, see tasks/base.py.
         ingest: folder of ingested data sets, by the names that the sources' `data` give; what is not in it is a path.
         checkpoints: of this run, and its tokens; emptied when it is done.
         tokens: keeps the tokens for other runs on the same texts.
@@ -78,7 +79,7 @@ def continue_pretraining(
     out, checkpoints = Path(out), Path(checkpoints)
     chosen = _chosen(settings, name)
     training = Engine.read(STANDING | dict(chosen.get("training") or {}))
-    base, length = model_folder(base), chosen["length"]
+    base, length = model_of(base), chosen["length"]
     sources = _located(chosen["sources"], Path(ingest))
     sampler = dict(chosen.get("sampler") or {})
     source, heldout = (open_mixture(sources, sampler, base, length, training.seed, heldout=held,
@@ -116,13 +117,7 @@ def continue_pretraining(
         "evaluated_rows": held.rows,
         "training": training.decisive,
         "seed": training.seed,
-        "tokens": done.tokens,
-        "steps": done.step,
-        "best_step": done.best_step,
-        "seconds": done.seconds,
-        "tokens_per_second": done.tokens_per_second,
-        "wait_share": done.wait_share,
-        "mfu": done.mfu,
+        **done.told(),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "peak_device_memory_mb": torch.cuda.max_memory_allocated() / 2**20 if device != "cpu" else None,
         "precision": training.precision,
@@ -142,22 +137,6 @@ def continue_pretraining(
     return out
 
 
-def load_causal(folder: Path) -> nn.Module:
-    """The causal language model of a folder, in float32, whatever it was saved in; nothing in it is run or unpickled.
-
-    Raises:
-        ValueError, OSError: it is no such folder.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers import logging as verbosity
-
-    verbosity.set_verbosity_error()
-    verbosity.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(
-        model_folder(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-    )
-
-
 @torch.no_grad()
 def save_causal(weights: Mapping[str, Tensor], base: Path, folder: Path, probe: Mapping[str, Tensor]) -> dict:
     """Write a folder of transformers: the base's form and tokenizer with other weights; load it again, and compare.
@@ -174,12 +153,10 @@ def save_causal(weights: Mapping[str, Tensor], base: Path, folder: Path, probe: 
     Raises:
         ValueError: what was written does not give the same logits.
     """
-    from transformers import AutoTokenizer
-
     model = load_causal(base)
     parallel.load_state(whole := Causal(model), weights)
     model.eval().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False).save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)
     again = Causal(load_causal(folder)).eval()
     batch = {name: value for name, value in probe.items() if name in ("ids", "mask", "documents", "positions")}
     real, ours = probe["mask"], whole.eval().read(**batch)

@@ -159,10 +159,7 @@ def distill_languages(
             "dropped": dropped,
             "parameters": sum(p.numel() for p in student.parameters()),
             "trained_on": fingerprint,
-            "tokens": done.tokens,
-            "steps": done.step,
-            "best_step": done.best_step,
-            "seconds": done.seconds,
+            **done.told(),
             "wall_seconds": time.monotonic() - began,
             "seed": settings.seed,
             "training": settings.decisive,
@@ -232,7 +229,13 @@ def _written(start: Start, folder: str | Path, texts: Sequence[str], told: Mappi
     frame = pl.DataFrame({"text": texts, "label": ["."] * len(texts), "second": [None] * len(texts)},
                          schema_overrides={"second": pl.String})  # fmt: skip
     kind = kind_of(told, start, {"train": frame, "dev": frame})
-    model = getattr(transformers, kind.loader).from_pretrained(place, dtype=torch.float32).eval()
+    model = (
+        getattr(transformers, kind.loader)
+        .from_pretrained(
+            place, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+        .eval()
+    )
     with torch.no_grad():
         return kind.write(model, kind.encode(frame, "train"))
 

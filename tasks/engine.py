@@ -181,6 +181,11 @@ class Run:
     wait_share: float = 0.0  # of the training time, spent waiting for rows
     mfu: float | None = None  # where the device's peak is known
 
+    def told(self) -> dict[str, float | None]:
+        """What a run.json says of it."""
+        names = ("tokens", "best_step", "seconds", "tokens_per_second", "wait_share", "mfu")
+        return {"steps": self.step} | {name: getattr(self, name) for name in names}
+
 
 class HeldOut:
     """Evaluation on rows that never change: the first `count` of a held-out source, each rank its share of them.

@@ -23,14 +23,14 @@ import torch
 from tqdm import tqdm
 
 from models import build
+from tasks.base import load_causal, load_tokenizer, model_of
 from tasks.command import run
 from tasks.files import digest, new_folder, read_json, write_json, write_text
-from tasks.flavor import check_folder
 from tasks.ingest_text import batches
 from tasks.settings import SettingsError, read
 from tasks.tokenizer import TokenizerError
 
-__all__ = ["extend_vocabulary", "located", "model_folder"]
+__all__ = ["extend_vocabulary", "located"]
 
 KEYS = ("from", "data", "language", "characters", "rows", "seed")
 CHARACTERS = 8076  # of Chinese-LLaMA-2, arXiv:2405.10626
@@ -50,7 +50,7 @@ def extend_vocabulary(settings: Mapping, base: str | Path, ingested: Iterable[st
 
     Args:
         settings: {language, characters, rows: mean or random, seed}; `from` and `data` are for the pipeline.
-        base: folder of a causal language model of transformers, or one that has it as model/.
+        base: folder of a causal language model, or of the stage that made or noted it, see tasks/base.py.
         ingested: folders of texts, in which the language's characters are counted.
         out: takes model/ and report.json.
 
@@ -66,21 +66,15 @@ def extend_vocabulary(settings: Mapping, base: str | Path, ingested: Iterable[st
         PoisonedFolder, ValueError, OSError: the base is no such folder.
     """
     chosen = _checked(settings)
-    base, ingested, language = model_folder(base), [Path(folder) for folder in ingested], chosen["language"]
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers import logging as verbosity
-
-    verbosity.set_verbosity_error()
-    verbosity.disable_progress_bar()
-    local = {"local_files_only": True, "trust_remote_code": False}
-    old = AutoTokenizer.from_pretrained(base, **local)
+    base, ingested, language = model_of(base), [Path(folder) for folder in ingested], chosen["language"]
+    old = load_tokenizer(base)
     if not old.is_fast:
         raise TokenizerError(f"{base} holds {type(old).__name__}, which has no fast form (tokenizer.json)")
     pieces, report = _wanted(old, ingested, language, chosen)
     first = max(old.get_vocab().values()) + 1
     with new_folder(out) as folder:
         new = _extended(old, list(pieces), first, folder / "model")
-        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **local).eval()
+        model = load_causal(base, "auto").eval()
         if (rows := len(model.get_input_embeddings().weight)) < first:
             raise TokenizerError(f"{base}: the tokenizer has {first:,} ids, the model {rows:,} rows of embeddings; "
                                  f"they do not belong together")  # fmt: skip
@@ -94,7 +88,7 @@ def extend_vocabulary(settings: Mapping, base: str | Path, ingested: Iterable[st
             model, list(pieces.values()), first
         )
         model.save_pretrained(folder / "model")
-        again = AutoModelForCausalLM.from_pretrained(folder / "model", dtype="auto", **local).eval()
+        again = load_causal(folder / "model", "auto").eval()
         after = _logits(again, probe[:PLACES], first)
         heldout = list(islice(_texts(ingested, language, ("heldout", "dev", "train")), PROBED))
         report |= {
@@ -111,22 +105,6 @@ def extend_vocabulary(settings: Mapping, base: str | Path, ingested: Iterable[st
         }
         write_json(folder / "report.json", report)
     return report
-
-
-def model_folder(path: str | Path) -> Path:
-    """The folder itself, or its model/, once it is known to be a model of transformers that may be loaded.
-
-    Raises:
-        PoisonedFolder: it holds a pickle or names code of its own.
-        ValueError, OSError: it is no such folder.
-    """
-    folder = Path(path) / "model" if (Path(path) / "model").is_dir() else Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{path} is no folder; give one in transformers' layout, or one that has it as model/")
-    if not check_folder(folder):
-        raise ValueError(f"{folder} is a recipe of ours that transformers has no class for; a causal language model of "
-                         f"transformers is needed (recipes gpt2, llama, bloom)")  # fmt: skip
-    return folder
 
 
 def located(data: str | Sequence[str] | None, ingest: Path) -> list[Path]:
@@ -219,13 +197,12 @@ def _extended(old, characters: list[str], first: int, folder: Path):
         TokenizerError: it does not come back as it must.
     """
     from tokenizers import AddedToken
-    from transformers import AutoTokenizer
 
     folder.mkdir(parents=True)
     if _byte_level(old):
         with TemporaryDirectory() as place:  # `old` itself must stay what it is
             old.save_pretrained(place)
-            new = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+            new = load_tokenizer(place)
         new.add_tokens([AddedToken(c, normalized=False) for c in characters])
         new.save_pretrained(folder)
     else:
@@ -235,7 +212,7 @@ def _extended(old, characters: list[str], first: int, folder: Path):
         write_text(folder / "tokenizer.json", json.dumps(content, ensure_ascii=False))
         for file in folder.glob("*.model"):  # sentencepiece's own, which does not know them
             file.unlink()
-    new = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    new = load_tokenizer(folder)
     wrong = [c for place, c in enumerate(characters) if new.convert_tokens_to_ids(c) != first + place]
     cut = _cut(new, characters)
     split = [c for c in characters if cut.get(c) != [new.convert_tokens_to_ids(c)]]

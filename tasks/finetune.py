@@ -145,12 +145,8 @@ def finetune(
             "evaluated_rows": len(rows["dev"]),
             "fingerprint": hashlib.sha256(rows["dev"].write_ndjson().encode()).hexdigest(),  # what the metrics speak of
             "trained_on": fingerprint,
-            "tokens": done.tokens,
-            "steps": done.step,
-            "best_step": done.best_step,
-            "seconds": done.seconds,
+            **done.told(),
             "wall_seconds": time.monotonic() - started,
-            "tokens_per_second": done.tokens_per_second,
             "seed": settings.seed,
             "training": settings.decisive,
             "tokenizer": start.vocabulary.sha256,
@@ -258,7 +254,7 @@ def begin(recipe: Mapping, state: Mapping[str, Tensor], target: str) -> Model:
 def _tokenizer(start: Start):
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(start.tokenizer)
+    return AutoTokenizer.from_pretrained(start.tokenizer, local_files_only=True, trust_remote_code=False)
 
 
 def _length(chosen: Mapping, start: Start) -> int:
@@ -443,7 +439,9 @@ def _export(model: Model, recipe: Mapping, start: Start, kind: Kind, folder: Pat
     except pretrained.CheckpointRejected as refused:
         print(f"no class of transformers: {refused}; written as recipe.json and model.safetensors of ours")
         return None
-    return getattr(transformers, kind.loader).from_pretrained(folder, dtype=torch.float32)
+    return getattr(transformers, kind.loader).from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
 
 
 def _accepted(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,20 +17,19 @@ The paper names the risk and the remedies (arXiv:2410.02284); this procedure and
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from models.components._closest import refuse_unknown
 from models.language._keys import Clusters, check_identity, key_clusters, leak
 from models.language._reader import Reader
 from tasks.causal import Opened, open_causal, prompt_ids
 from tasks.command import run
 from tasks.files import new_folder, write_json
 from tasks.generate import read_prompts
-from tasks.settings import SettingsError, read
+from tasks.settings import SettingsError, fill, read
 from tasks.slots import slot
 
 __all__ = ["Study", "key_study"]
@@ -66,9 +65,7 @@ class Study:
     @classmethod
     def read(cls, chosen: Mapping) -> "Study":
         """Settings of params.yaml; SettingsError for one that is unknown or cannot be."""
-        for key in chosen:
-            refuse_unknown("key_study", key, [field.name for field in fields(cls)], SettingsError)
-        made = cls(**chosen)
+        made = fill(cls, chosen, "key_study")
         if min(made.trained, made.steps, made.top, made.width) < 1 or min(made.clusters, made.rank) < 0:
             raise SettingsError(f"key_study: trained, steps, top and width are at least 1; got {made}")
         if not (made.lr > 0 and made.rerank_lr > 0):

@@ -9,13 +9,12 @@ how far a list pushes the query away from what it holds, and what navigation fin
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
 import torch
 
-from models.components._closest import refuse_unknown
 from models.language._keys import BrokenIdentity, Clusters, check_identity, key_clusters, lift, push
 from models.language.icn import ICN, Found, Task, spurious_report
 from tasks.causal import Opened, open_causal
@@ -24,7 +23,7 @@ from tasks.command import run
 from tasks.files import new_folder, write_json, write_text
 from tasks.generate import Decoding, task_of
 from tasks.page import STYLE, number, table
-from tasks.settings import SettingsError, read
+from tasks.settings import SettingsError, fill, read
 from tasks.slots import slot
 
 __all__ = ["Diagnosis", "keys_page"]
@@ -66,9 +65,7 @@ class Diagnosis:
     @classmethod
     def read(cls, chosen: Mapping) -> "Diagnosis":
         """Settings of params.yaml; SettingsError for one that is unknown or cannot be."""
-        for key in chosen:
-            refuse_unknown("keys", key, [field.name for field in fields(cls)], SettingsError)
-        made = cls(**chosen)
+        made = fill(cls, chosen, "keys")
         if not 0 < made.main < made.top or made.clusters < 0 or min(made.rounds, made.branch, made.tokens) < 1:
             raise SettingsError(f"keys: main must be in 1..{made.top - 1}, clusters >= 0, the rest >= 1; got {made}")
         return made

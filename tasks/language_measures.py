@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from models.language._causal import Causal
 from models.language._likelihood import Asked, likelihoods
 from models.language.choices import Choices
 from models.language.probe import Probe
+from tasks.base import load_causal, load_tokenizer
 from tasks.question_prompts import Question, prompts
 from tasks.settings import SettingsError
 
@@ -142,17 +141,7 @@ def open_measured(folder: Path, length: int | None, batch: int, device: str) -> 
         PoisonedFolder: it could run code when read.
         SettingsError: it writes no text, or cannot read so many tokens.
     """
-    import transformers
-
-    from tasks import flavor
-
-    name = flavor.check_folder(folder).get("architectures", ["a recipe of ours"])[0]
-    if not name.endswith(("ForCausalLM", "LMHeadModel")):
-        raise SettingsError(f"{folder} holds {name}, which writes no text; give a causal language model")
-    transformers.logging.set_verbosity_error()
-    safe = {"local_files_only": True, "trust_remote_code": False}
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **safe)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **safe)
+    model, tokenizer = load_causal(folder), load_tokenizer(folder)
     places = next((getattr(model.config, key) for key in ("max_position_embeddings", "n_positions")
                    if getattr(model.config, key, None)), LONGEST)  # fmt: skip
     if length is not None and length > places:

@@ -23,6 +23,7 @@ import polars as pl
 from tqdm import tqdm
 
 from models.language.packing import split
+from tasks.base import load_tokenizer
 from tasks.files import locked, new_folder, read_json
 from tasks.ingest_text import batches
 from tasks.settings import SettingsError
@@ -106,9 +107,8 @@ class Tokenizing:
 
     def __init__(self, folder: str | Path):
         from tokenizers import Tokenizer
-        from transformers import AutoTokenizer
 
-        self.auto = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self.auto = load_tokenizer(folder)
         if not self.auto.is_fast:
             raise MixtureError(f"{folder} holds {type(self.auto).__name__}, which has no fast form (tokenizer.json)")
         written = self.auto.backend_tokenizer.to_str()

@@ -124,13 +124,7 @@ def pretrain(language: Mapping, name: str, tokens: Path, tokenizer: Path, out: P
         "evaluated_rows": held.rows,
         "training": training.decisive,
         "seed": training.seed,
-        "tokens": done.tokens,
-        "steps": done.step,
-        "best_step": done.best_step,
-        "seconds": done.seconds,
-        "tokens_per_second": done.tokens_per_second,
-        "wait_share": done.wait_share,
-        "mfu": done.mfu,
+        **done.told(),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "precision": training.precision,
     }
@@ -340,8 +334,14 @@ def _transformers_logits(folder: Path, targets: Mapping, batch: Mapping[str, Ten
     import transformers
 
     transformers.logging.set_verbosity_error()
-    kind = transformers.AutoConfig.from_pretrained(folder).architectures[0]
-    model = getattr(transformers, kind).from_pretrained(folder).eval()
+    kind = transformers.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    ).architectures[0]
+    model = (
+        getattr(transformers, kind)
+        .from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True)
+        .eval()
+    )
     named = {THEIRS[field]: value.long() if value.dtype == torch.bool else value for field, value in batch.items()
              if field in THEIRS}  # fmt: skip
     accepted = signature(model.forward).parameters

@@ -9,7 +9,7 @@ reply are those of arXiv:2410.02284; prompts of our own wording are a setting.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import polars as pl
@@ -21,7 +21,7 @@ from models.language.icn import ICN, Form, Task, sampled
 from tasks.causal import Opened, open_causal, prompt_ids, refuse_longer
 from tasks.command import run
 from tasks.files import digest, new_folder, write_json
-from tasks.settings import SettingsError, read
+from tasks.settings import SettingsError, fill, read
 from tasks.slots import slot
 
 __all__ = ["Reasoning", "reason"]
@@ -73,9 +73,7 @@ class Reasoning:
     @classmethod
     def read(cls, chosen: Mapping) -> "Reasoning":
         """Settings of params.yaml; SettingsError for one that is unknown or cannot be."""
-        for key in chosen:
-            refuse_unknown("reasoning", key, [field.name for field in fields(cls)], SettingsError)
-        made = cls(**chosen)
+        made = fill(cls, chosen, "reasoning")
         for way in made.ways:
             refuse_unknown("reasoning", way, WAYS, SettingsError)
         refuse_unknown("reasoning's answer", made.answer, ASKS, SettingsError)

@@ -1,10 +1,17 @@
 """Numbers come from params.yaml, addressed as `params.yaml:recommend.backbone`: the form in which commands get them."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
-__all__ = ["SettingsError", "read"]
+from models.components._closest import refuse_unknown
+
+__all__ = ["SettingsError", "fill", "read"]
+
+Settings = TypeVar("Settings")
 
 
 class SettingsError(ValueError):
@@ -28,3 +35,17 @@ def read(address: str):
             raise SettingsError(f"{seen} has no {step!r} (asked for {address}); it has: {there}")
         value, seen = value[step], f"{seen}:{step}" if seen == file else f"{seen}.{step}"
     return value
+
+
+def fill(kind: type[Settings], given: Mapping, what: str) -> Settings:
+    """A dataclass of settings from an entry of params.yaml; what the entry does not say keeps its default.
+
+    Args:
+        what: the entry is, for the error.
+
+    Raises:
+        SettingsError: a name that is no setting; names the closest. What the class itself refuses.
+    """
+    for name in given:
+        refuse_unknown(what, name, [field.name for field in fields(kind)], SettingsError)
+    return kind(**given)

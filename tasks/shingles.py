@@ -13,14 +13,13 @@ Source: Broder, 1997, doi:10.1109/SEQUEN.1997.666900 (MinHash); 112 hashes in 14
 import re
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
 
-from models.components._closest import refuse_unknown
-from tasks.settings import SettingsError
+from tasks.settings import SettingsError, fill
 
 __all__ = ["Likeness", "Runs", "Seen", "jaccard", "shingles", "units", "words"]
 
@@ -49,9 +48,7 @@ class Likeness:
         Raises:
             SettingsError: an unknown name, or a number out of its range.
         """
-        for name in chosen:
-            refuse_unknown("near", name, [field.name for field in fields(cls)], SettingsError)
-        found = cls(**chosen)
+        found = fill(cls, chosen, "near")
         for name in ("threshold", "inside"):
             if not 0 < getattr(found, name) <= 1:
                 raise SettingsError(f"{name} is {getattr(found, name)!r}; it is a share in (0, 1], such as 0.75")

@@ -114,13 +114,7 @@ class Causal(nn.Module):
         """Last hidden states (B, T, D); what stands at padding has no meaning."""
         if documents is None and (mask is None or bool(mask.all())) and positions is None:
             return self.body(input_ids=ids, use_cache=False).last_hidden_state
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        documents = torch.zeros_like(ids) if documents is None else documents
-        if not self.packed:
-            return self._one_by_one(ids, mask, documents)
-        positions = _places(mask, documents) if positions is None else positions
-        given = {"attention_mask": self._mask(mask, documents), "position_ids": positions, "use_cache": False}
-        return self.body(input_ids=ids, **given).last_hidden_state
+        return self._each_alone(self.body, "last_hidden_state", ids, mask, documents, positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of any hidden states (..., D), where `chunked`: (..., V)."""
@@ -135,13 +129,25 @@ class Causal(nn.Module):
         **ignored: Tensor,
     ) -> Tensor:
         """The model's own logits (B, T, V), each document by itself; what stands at padding has no meaning."""
+        return self._each_alone(self.model, "logits", ids, mask, documents, positions)
+
+    def _each_alone(
+        self,
+        network: nn.Module,
+        wanted: str,
+        ids: Tensor,
+        mask: Tensor | None,
+        documents: Tensor | None,
+        positions: Tensor | None,
+    ) -> Tensor:
+        """What a network says, the body or the whole, where no document sees another."""
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         documents = torch.zeros_like(ids) if documents is None else documents
         if not self.packed:
-            return self._one_by_one(ids, mask, documents, logits=True)
+            return _one_by_one(network, wanted, ids, mask, documents)
         positions = _places(mask, documents) if positions is None else positions
         given = {"attention_mask": self._mask(mask, documents), "position_ids": positions, "use_cache": False}
-        return self.model(input_ids=ids, **given).logits
+        return getattr(network(input_ids=ids, **given), wanted)
 
     def _sums(self, batch: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, "_Sums"]:
         """By source, or below "lm" alone: sums over labelled tokens."""
@@ -167,20 +173,6 @@ class Causal(nn.Module):
             return allowed_B1TT
         added = next(self.body.parameters()).dtype  # eager attention adds its mask
         return torch.zeros_like(allowed_B1TT, dtype=added).masked_fill_(~allowed_B1TT, torch.finfo(added).min)
-
-    def _one_by_one(self, ids_BT: Tensor, mask_BT: Tensor, documents_BT: Tensor, logits: bool = False) -> Tensor:
-        """Each document in a row of its own, and back again."""
-        starts_N = _starts(documents_BT, mask_BT).flatten()
-        real_N = mask_BT.flatten()
-        row_M, place_M = (starts_N.cumsum(0) - 1)[real_N], _places(mask_BT, documents_BT).flatten()[real_N]
-        size = int(row_M.max()) + 1, int(place_M.max()) + 1
-        ids_RT, mask_RT = ids_BT.new_zeros(size), mask_BT.new_zeros(size)
-        ids_RT[row_M, place_M], mask_RT[row_M, place_M] = ids_BT[mask_BT], True
-        given = {"input_ids": ids_RT, "attention_mask": mask_RT.long(), "use_cache": False}
-        out_RTX = self.model(**given).logits if logits else self.body(**given).last_hidden_state
-        out_NX = out_RTX.new_zeros(len(real_N), out_RTX.shape[-1])
-        out_NX[real_N] = out_RTX[row_M, place_M]
-        return out_NX.view(*ids_BT.shape, -1)
 
     @torch.no_grad()
     def _try(self) -> tuple[bool, bool]:
@@ -242,6 +234,21 @@ def _starts(documents_BT: Tensor, mask_BT: Tensor) -> Tensor:
     before_BT = F.pad(documents_BT[:, :-1], (1, 0), value=-1)
     padded_BT = F.pad(mask_BT[:, :-1], (1, 0), value=False)
     return mask_BT & ((documents_BT != before_BT) | ~padded_BT)
+
+
+def _one_by_one(network: nn.Module, wanted: str, ids_BT: Tensor, mask_BT: Tensor, documents_BT: Tensor) -> Tensor:
+    """Each document in a row of its own, and back again."""
+    starts_N = _starts(documents_BT, mask_BT).flatten()
+    real_N = mask_BT.flatten()
+    row_M, place_M = (starts_N.cumsum(0) - 1)[real_N], _places(mask_BT, documents_BT).flatten()[real_N]
+    size = int(row_M.max()) + 1, int(place_M.max()) + 1
+    ids_RT, mask_RT = ids_BT.new_zeros(size), mask_BT.new_zeros(size)
+    ids_RT[row_M, place_M], mask_RT[row_M, place_M] = ids_BT[mask_BT], True
+    given = {"input_ids": ids_RT, "attention_mask": mask_RT.long(), "use_cache": False}
+    out_RTX = getattr(network(**given), wanted)
+    out_NX = out_RTX.new_zeros(len(real_N), out_RTX.shape[-1])
+    out_NX[real_N] = out_RTX[row_M, place_M]
+    return out_NX.view(*ids_BT.shape, -1)
 
 
 def _places(mask_BT: Tensor, documents_BT: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ from tqdm import tqdm
 
 from models.language._trie import Trie, search
 from models.language.llama_e import LlamaE, answer_loss, row
-from tasks.authoring.instruct import folder_of, open_tokenizer
-from tasks.continue_pretraining import load_causal
+from tasks.base import load_causal, load_tokenizer, model_of
 
 __all__ = ["Author"]
 
@@ -20,7 +19,7 @@ class Author:
     """A causal language model that follows instructions.
 
     Args:
-        folder: of transformers, or one that has it as model/.
+        folder: of the model, or of the stage that made or noted it, see tasks/base.py.
         template: folder whose tokenizer's chat template is used; None for the model's own.
         device: where it works.
         batch: texts at once. It changes the speed, not a text.
@@ -31,9 +30,9 @@ class Author:
         self, folder: str | Path, template: str | Path | None = None, device: str = "cpu", batch: int = 16,
         new_tokens: int = 96,
     ):  # fmt: skip
-        self.folder = folder_of(folder)
-        self.tokenizer = open_tokenizer(self.folder)
-        framed = self.tokenizer if template is None else open_tokenizer(folder_of(template))
+        self.folder = model_of(folder)
+        self.tokenizer = load_tokenizer(self.folder)
+        framed = self.tokenizer if template is None else load_tokenizer(model_of(template))
         self.template, self.device = framed.chat_template, device
         self.batch, self.new_tokens = batch, new_tokens
         self.model = load_causal(self.folder).to(device).eval()

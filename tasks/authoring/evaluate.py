@@ -28,7 +28,6 @@ from tasks.authoring._catalogue import place
 from tasks.authoring._page import page
 from tasks.authoring._score import Known, score
 from tasks.authoring.grounding import Lexicon, invented
-from tasks.authoring.instruct import folder_of
 from tasks.authoring.measures import BM25, classified
 from tasks.base import model_of
 from tasks.command import run as command
@@ -218,7 +217,7 @@ def _refuse_judge(judge: str | None, model: str | Path, base: str | Path, manife
         return
     if not Path(judge).is_dir():
         raise SettingsError(f"the judge {judge} is no folder; give another language model's, or leave it out")
-    whole = lambda path: digest(folder_of(path))
+    whole = lambda path: digest(model_of(path))
     own = whole(judge)
     if own in (whole(model), whole(base), manifest.get("teacher_content")):
         raise SettingsError(f"{judge} is the model, its base or the teacher; the judge must be another one")

@@ -29,12 +29,10 @@ from models.language._causal import Causal
 from models.language.llama_e import PRESETS, LlamaE
 from tasks.authoring._adapter import adapted, check_noop, merged, targets
 from tasks.authoring.grounding import Lexicon, invented
-from tasks.base import model_of
+from tasks.base import load_causal, load_tokenizer, model_of
 from tasks.command import run as command
-from tasks.continue_pretraining import load_causal
 from tasks.curve import write_curve
 from tasks.engine import Engine, HeldOut, launched, run
-from tasks.extend_vocabulary import model_folder
 from tasks.files import digest, new_folder, read_json, write_json, write_text
 from tasks.mixture import Mixture, open_mixture
 from tasks.settings import SettingsError
@@ -42,7 +40,7 @@ from tasks.settings import read as read_settings
 from tasks.slots import slot
 from tasks.training import use_threads
 
-__all__ = ["folder_of", "frames", "instruct", "method_of", "open_tokenizer"]
+__all__ = ["frames", "instruct", "method_of"]
 
 KEYS = ("from", "data", "preset", "peft", "length", "tau", "preamble", "training", "tasks")
 CLOSE = 1e-5  # of the largest logit: what merging may change
@@ -60,7 +58,7 @@ def instruct(
             float32 or bfloat16, of the weights that are not trained}} or {full: {}}, length: tokens of a row, tau: of
             the mixture of tasks, preamble, tasks: those to tune on (all), training: {epochs, and what tasks/engine.py
             has}, from and data: names, for the graph}.
-        base: folder of a causal language model of transformers, or one that has it as model/.
+        base: folder of a causal language model, or of the stage that made or noted it, see tasks/base.py.
         data: what tasks/authoring/records.py wrote.
         out: takes model/ (whole, with the tokenizer and its chat template), adapter/ (peft's layout; empty without
             lora), run.json, metrics.json, curve.csv and curve.png.
@@ -74,13 +72,13 @@ def instruct(
     """
     use_threads()
     checkpoints, data, (chosen, method) = Path(checkpoints), Path(data), _chosen(settings, name)
-    base, tuning = folder_of(base), next(iter(chosen["peft"]))
+    base, tuning = model_of(base), next(iter(chosen["peft"]))
     model = load_causal(base)
     most = getattr(model.config, "max_position_embeddings", None) or method.length
     length = min(method.length, most)
     with TemporaryDirectory() as place:
         words = _with_template(base, Path(place), method)
-        parts, counts = frames(data, open_tokenizer(words), method, length, chosen["tasks"])
+        parts, counts = frames(data, load_tokenizer(words), method, length, chosen["tasks"])
         seed = (chosen.get("training") or {}).get("seed", Engine.seed)
         source, held = (_mixture(parts, split, method, words, length, seed) for split in ("train", "dev"))
         training = _training(method, chosen.get("training") or {}, len(source))
@@ -115,8 +113,7 @@ def instruct(
             "parameters": sum(p.numel() for p in causal.parameters()), "length": length, "tau": method.tau,
             "rows": counts, "shares": method.shares(_sizes(parts["train"])), "sources": source.report,
             "trained_on": source.fingerprint, "training": training.decisive, "seed": training.seed,
-            "tokens": done.tokens, "steps": done.step, "best_step": done.best_step, "seconds": done.seconds,
-            "tokens_per_second": done.tokens_per_second,
+            **done.told(),
         }  # fmt: skip
         with new_folder(out) as folder:
             report = _save(weights, base, words, folder, method, tuning, about["base"], probe)
@@ -163,18 +160,6 @@ def _frozen(chosen: Mapping) -> str:
     if kind not in ("float32", "bfloat16"):
         raise SettingsError(f"peft.lora: frozen is float32 or bfloat16, got {kind!r}")
     return kind
-
-
-def folder_of(path: str | Path) -> Path:
-    """The folder of a causal language model: a stage's output, one from outside that base.json notes, or itself."""
-    return model_folder(model_of(path) if (Path(path) / "base.json").is_file() else path)
-
-
-def open_tokenizer(folder: Path):
-    """The tokenizer of a folder; nothing in it is run."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def frames(
@@ -246,7 +231,7 @@ def _chosen(settings: Mapping, name: str) -> tuple[dict, LlamaE]:
 
 def _with_template(base: Path, place: Path, method: LlamaE) -> Path:
     """The base's tokenizer with the method's chat template beside it; its other files stay byte for byte."""
-    tokenizer = open_tokenizer(base)
+    tokenizer = load_tokenizer(base)
     if not (tokenizer.eos_token or tokenizer.sep_token):
         raise SettingsError(f"the tokenizer of {base} has no token that ends a text (eos or sep); give it one")
     for file in sorted(base.iterdir()):
@@ -308,7 +293,7 @@ def _save(
     parallel.load_state(Causal(model), weights)
     ours = model.eval()(input_ids=probe, use_cache=False).logits
     plain: nn.Module = merged(model, folder / "adapter") if tuning == "lora" else model
-    tokenizer = open_tokenizer(words)
+    tokenizer = load_tokenizer(words)
     plain.generation_config.eos_token_id = tokenizer.eos_token_id or tokenizer.sep_token_id
     plain.generation_config.pad_token_id = (
         tokenizer.pad_token_id if tokenizer.pad_token_id is not None else plain.generation_config.eos_token_id

@@ -9,6 +9,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch) -> Path:
+    """A working directory of the test's own, with training slots of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tasks.slots.FOLDER", tmp_path / "slots")
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory) -> Path:
     """ingest/, features/, backbone/ and prompt/offer_make/ of `_shop`; read only."""

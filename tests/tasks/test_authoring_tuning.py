@@ -18,13 +18,12 @@ from tasks.authoring._score import Known, score
 from tasks.authoring.evaluate import Evaluation, evaluate
 from tasks.authoring.evaluate import main as evaluate_command
 from tasks.authoring.grounding import Lexicon
-from tasks.authoring.instruct import folder_of, frames, instruct, method_of, open_tokenizer
+from tasks.authoring.instruct import frames, instruct, method_of
 from tasks.authoring.measures import BM25
 from tasks.authoring.records import author_records
 from tasks.authoring.write import RequestUnreadable, author_texts, main, read_requests
-from tasks.base import base
+from tasks.base import base, load_causal, load_tokenizer, model_of
 from tasks.causal import prompt_ids
-from tasks.continue_pretraining import load_causal
 from tasks.files import digest, read_json, write_json
 from tasks.generate import read_prompts
 from tasks.poison import PoisonedFolder
@@ -182,7 +181,7 @@ def test_layers_of_other_families(tmp_path):
 
 
 def test_the_tokenizer_writes_the_prompts_it_was_tuned_on(made):
-    tokenizer = open_tokenizer(made / "lora" / "model")
+    tokenizer = load_tokenizer(made / "lora" / "model")
     assert digest(made / "base" / "tokenizer.json") == digest(made / "lora" / "model" / "tokenizer.json")
     method = method_of(LORA["x"])
     turns = [{"role": "user", "content": method.asked("Sell it.", "a lamp")}]
@@ -232,7 +231,7 @@ def test_a_long_input_is_cut_and_never_the_answer(made, tmp_path):
         base | {"instruction": f"Sell {long}", "input": "boots"},
     ]
     write_rows(tmp_path, rows, made / "authored" / "rows" / "train.parquet")
-    tokenizer, method = open_tokenizer(made / "lora" / "model"), LlamaE(preamble="")
+    tokenizer, method = load_tokenizer(made / "lora" / "model"), LlamaE(preamble="")
     parts, counts = frames(tmp_path, tokenizer, method, 64, None)
     assert counts == {"read": 10, "shortened": 2, "dropped": 6}
     kept = parts["train"]["ads"]
@@ -247,7 +246,7 @@ def test_a_long_input_is_cut_and_never_the_answer(made, tmp_path):
 
 
 def test_a_task_without_dev_rows_keeps_some_of_its_own(made):
-    parts, _ = frames(made / "authored", open_tokenizer(made / "base"), LlamaE(preamble=""), 192, ["ads", "intent"])
+    parts, _ = frames(made / "authored", load_tokenizer(made / "base"), LlamaE(preamble=""), 192, ["ads", "intent"])
     assert set(parts["train"]) == set(parts["dev"]) == {"ads", "intent"}
     rows = pl.read_parquet(made / "authored" / "rows" / "dev.parquet")
     assert (rows["task"] == "ads").any() and parts["dev"]["intent"].height >= 1
@@ -356,8 +355,8 @@ def test_other_ways_to_decode_get_the_same_prompts(made):
 
 def test_a_model_from_outside_is_read_in_place(made, tmp_path):
     base(made / "base", tmp_path / "noted")
-    assert folder_of(tmp_path / "noted") == folder_of(made / "base") == made / "base"
-    assert folder_of(made / "lora") == made / "lora" / "model"
+    assert model_of(tmp_path / "noted") == model_of(made / "base") == made / "base"
+    assert model_of(made / "lora") == made / "lora" / "model"
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(PoisonedFolder, match="nothing was read"):

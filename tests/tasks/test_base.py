@@ -58,6 +58,7 @@ def test_what_is_no_writing_model_is_refused(model, tmp_path):
 
 def test_a_stage_s_own_model_comes_first(tmp_path):
     (tmp_path / "made/model").mkdir(parents=True)
+    (tmp_path / "made/model/config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
     assert model_of(tmp_path / "made") == tmp_path / "made/model"
     with pytest.raises(FileNotFoundError, match="neither model/ nor base.json"):
         model_of(tmp_path / "nothing")

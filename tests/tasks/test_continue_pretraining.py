@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.language._causal import Causal
 from tasks import continue_pretraining as module
-from tasks.continue_pretraining import continue_pretraining, flops_of_causal, load_causal, main
+from tasks.base import base as note_base
+from tasks.base import load_causal
+from tasks.continue_pretraining import continue_pretraining, flops_of_causal, main
 from tasks.extend_vocabulary import extend_vocabulary
 from tasks.mixture import Mixture, MixtureError
 from tasks.settings import SettingsError
@@ -78,7 +80,7 @@ def opened(place, monkeypatch):
 
     def patch(start: str) -> None:
         sources = {name: entry | {"data": place / entry["data"]} for name, entry in SOURCES.items()}
-        made = {held: module.open_mixture(sources, {"grow": 100}, module.model_folder(place / start), 96, 3, held)
+        made = {held: module.open_mixture(sources, {"grow": 100}, module.model_of(place / start), 96, 3, held)
                 for held in (False, True)}  # fmt: skip
         monkeypatch.setattr(module, "open_mixture", lambda *given, heldout, cache: made[heldout])
 
@@ -120,6 +122,11 @@ def test_the_first_loss_is_the_bases(place, unbroken):
     batch = source.rows(range(8))
     loss, _ = Causal(load_causal(place / "gpt2")).eval()(**batch)
     assert pl.read_csv(unbroken / "curve.csv")["heldout_lm"][0] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_a_base_from_outside_is_begun_from_in_place(place, unbroken, tmp_path):
+    note_base(place / "gpt2" / "model", tmp_path / "base" / "outside")
+    same(unbroken, trained(place, tmp_path / "out", start=tmp_path / "base" / "outside"))
 
 
 @pytest.mark.parametrize("kill_at", [1, 5])

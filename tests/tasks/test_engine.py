@@ -365,12 +365,12 @@ def test_adafactor_resumes_too(tmp_path):
 def test_rates_count_waiting(capsys):
     class Slow(MadeUp):
         def rows(self, indices):
-            time.sleep(0.02)
+            time.sleep(0.1)
             return super().rows(indices)
 
     _, done = trained(source=Slow())
     assert done.wait_share > 0.5
-    assert 0 < done.tokens_per_second < done.tokens / (3 * 0.02)
+    assert 0 < done.tokens_per_second < done.tokens / (3 * 0.1)
     assert done.mfu is None  # no peak is known for a CPU
     out = capsys.readouterr().out
     assert "14 steps x 8 rows = 112 rows, 5.60 epochs of 20" in out

@@ -10,7 +10,9 @@ from _bilingual import base, byte_tokenizer, ingested
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from tasks.base import base as note_base
 from tasks.extend_vocabulary import extend_vocabulary, main
+from tasks.files import digest
 from tasks.poison import PoisonedFolder
 from tasks.settings import SettingsError
 from tasks.tokenizer import TokenizerError, make_tokenizer
@@ -125,6 +127,14 @@ def test_nothing_to_add_and_no_such_language(place, tmp_path):
         extended(place, start, tmp_path / "out", letters=3)
     with pytest.raises(SettingsError, match="characters is 0"):
         extended(place, start, tmp_path / "out", characters=0)
+
+
+def test_a_base_from_outside_is_read_in_place(place, tmp_path):
+    start = base("gpt2", place / "bytes", tmp_path / "outside")
+    note_base(start, tmp_path / "base" / "outside")
+    noted = extended(place, tmp_path / "base" / "outside", tmp_path / "noted")
+    assert noted == extended(place, start, tmp_path / "plain") and noted["base"] == digest(start)
+    assert digest(tmp_path / "noted") == digest(tmp_path / "plain")
 
 
 def test_folders_that_may_not_be_loaded(place, tmp_path):

@@ -17,12 +17,7 @@ from tasks.poison import PoisonedFolder
 from tasks.settings import SettingsError
 
 SMALL = {"rounds": 2, "branch": 4, "tokens": 5}
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tasks.slots.FOLDER", tmp_path / "slots")
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture(scope="module")

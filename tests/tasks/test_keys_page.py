@@ -15,12 +15,7 @@ from tasks.generate import Decoding, task_of
 from tasks.settings import SettingsError
 
 SMALL = {"top": 30, "main": 5, "tokens": 3, "rounds": 2, "branch": 4, "clusters": 8, "sets": ["months", "weekdays"]}
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tasks.slots.FOLDER", tmp_path / "slots")
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture(scope="module")

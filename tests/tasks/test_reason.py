@@ -10,12 +10,7 @@ from tasks.reason import Reasoning, reason
 from tasks.settings import SettingsError
 
 SMALL = {"paths": 3, "tokens": 6}
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tasks.slots.FOLDER", tmp_path / "slots")
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture(scope="module")
