@@ -1,6 +1,6 @@
 # Two commands do everything, from a fresh clone, with Python 3.11 and pip: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint ui deploy undeploy rollback rebuild serve score prune clean
+.PHONY: help demo test lint docs ui deploy undeploy rollback rebuild serve score prune clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -30,6 +30,9 @@ test: $(VENV)/.installed  ## the whole suite
 
 lint: $(VENV)/.installed  ## style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+docs: $(VENV)/.installed  ## the pages of docs/, with a reference from the code, in site/
+	@$(BIN)/python -m tasks.reference && $(BIN)/mkdocs build --strict --quiet && echo site/index.html
 
 ui: $(VENV)/.installed  ## the MLflow pages, on this machine only
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --workers 1 --host 127.0.0.1 --port $${PORT:-5000} \

@@ -1,15 +1,16 @@
-"""The README's tables, written from the first line of each file: methods, data sets, parts of language models."""
+"""The tables of README.md and docs/, written from the first line of each file: methods, data sets, parts of models."""
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 from tasks.command import run
 from tasks.files import write_text
 
-__all__ = ["fill"]
+__all__ = ["fill", "pages", "refuse_lost_tables"]
 
-FOLDERS = {  # mark in the README -> the files of its table, below the repository
+FOLDERS = {  # mark on a page -> the files of its table, below the repository
     "methods": "models/recommend/*.py",
     "datasets": "tasks/datasets/*.py",
     "retrieval": "models/recommend/retrieval/*.py",
@@ -33,29 +34,51 @@ FOLDERS = {  # mark in the README -> the files of its table, below the repositor
     "writers": "tasks/writers/*.py",
 }
 SCHEDULES = "models/schedules.py"  # one file, a function each
+MARK = re.compile(r"(<!-- (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def pages(root: Path = Path()) -> list[Path]:
+    """The pages that may hold tables."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
 
 
 def fill(text: str, root: Path = Path()) -> str:
-    """The README with all tables brought up to date, between their marks.
+    """A page with its tables brought up to date, between their marks.
 
     Args:
-        text: of the README.
+        text: of the page.
         root: the repository.
 
     Raises:
-        ValueError: a mark is missing.
+        ValueError: a mark that names no table.
     """
-    tables = {mark: {path.stem: _first(path) for path in sorted(root.glob(pattern)) if path.name[0] != "_"}
-              for mark, pattern in FOLDERS.items()}  # fmt: skip
-    tables["schedules"] = _schedules(root / SCHEDULES)
-    for mark, rows in tables.items():
-        head = "schedule" if mark == "schedules" else "file"
-        lines = "\n".join(f"| `{name}` | {said} |" for name, said in rows.items())
-        pattern, table = rf"(<!-- {mark} -->\n).*?(<!-- end -->)", f"| {head} | what it is |\n|---|---|\n{lines}\n"
-        text, found = re.subn(pattern, lambda match, table=table: match[1] + table + match[2], text, flags=re.DOTALL)
-        if found != 1:
-            raise ValueError(f"the README has {found} places <!-- {mark} --> ... <!-- end -->; it needs one")
-    return text
+
+    def filled(match: re.Match) -> str:
+        if match[2] not in FOLDERS and match[2] != "schedules":
+            raise ValueError(f"no table is called {match[2]!r}; there are: {', '.join(FOLDERS)}, schedules")
+        return match[1] + _table(match[2], root) + match[4]
+
+    return MARK.sub(filled, text)
+
+
+def refuse_lost_tables(texts: list[str]) -> None:
+    """Every table stands on exactly one page.
+
+    Raises:
+        ValueError: names those that do not.
+    """
+    found = Counter(match[2] for text in texts for match in MARK.finditer(text))
+    if wrong := [f"{mark} on {found[mark]}" for mark in (*FOLDERS, "schedules") if found[mark] != 1]:
+        raise ValueError(f"each table stands on one page as <!-- name --> ... <!-- end -->, but {', '.join(wrong)}")
+
+
+def _table(mark: str, root: Path) -> str:
+    if mark == "schedules":
+        head, rows = "schedule", _schedules(root / SCHEDULES)
+    else:
+        files = (path for path in sorted(root.glob(FOLDERS[mark])) if path.name[0] != "_")
+        head, rows = "file", {path.stem: _first(path) for path in files}
+    return f"| {head} | what it is |\n|---|---|\n" + "".join(f"| `{name}` | {said} |\n" for name, said in rows.items())
 
 
 def _first(path: Path) -> str:
@@ -74,9 +97,12 @@ def _schedules(path: Path) -> dict[str, str]:
     return {name: said[name].splitlines()[0] for name in sorted(names)}
 
 
-def main(readme: str = "README.md") -> None:
-    """python -m tasks.readme [README.md]"""
-    write_text(readme, fill(Path(readme).read_text(), Path(readme).resolve().parent))
+def main() -> None:
+    """python -m tasks.readme"""
+    texts = {page: fill(page.read_text()) for page in pages()}
+    refuse_lost_tables(list(texts.values()))
+    for page, text in texts.items():
+        write_text(page, text)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import yaml
 from models import build, method, names, summary
 from models.distill._signals import Shape
 from tasks.curriculum import PARTS, read_entry, stages_of
-from tasks.readme import fill
+from tasks.readme import fill, pages, refuse_lost_tables
 from tasks.recipes import read_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -122,9 +122,11 @@ def test_every_entry_of_params_builds():
     assert model.head(**params["recommend"]["head"]["settings"])
 
 
-def test_readme_tables_are_current():
-    readme = (ROOT / "README.md").read_text()
-    assert fill(readme, ROOT) == readme, "run `python -m tasks.readme`"
+def test_tables_are_current():
+    texts = {page: page.read_text() for page in pages(ROOT)}
+    assert [page.name for page, text in texts.items() if fill(text, ROOT) != text] == [], "run `python -m tasks.readme`"
+    refuse_lost_tables(list(texts.values()))
+    readme = texts[ROOT / "README.md"]
     assert all(f"| `{name}` | {summary('recommend', name)} |" in readme for name in names("recommend"))
 
 
