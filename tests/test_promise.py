@@ -11,7 +11,8 @@ import time
 
 import pytest
 import yaml
-from _checkout import ALWAYS, DISTILL, ITEMS, LANGUAGE, WRITING, Checkout, copied
+from _checkout import ALWAYS, DISTILL, ITEMS, LANGUAGE, ROOT, WRITING, Checkout, copied
+from _pages import blocks
 
 SMALL = {"rows": 24000, "epochs": 1, "head_epochs": 6}
 TASK = "{given: \"event_id = 'item_view'\", positive: \"event_id = 'offer_make'\", within: session}"
@@ -227,6 +228,47 @@ def test_killed_dvc_is_healed_by_the_next_run(checkout):
     assert "backbone" in ran
     assert checkout.repro() == []
     assert checkout.json("artifacts/backbone/backbone.json")["best_epoch"] >= 1
+
+
+def test_the_tutorial_as_it_is_typed(checkout):
+    done_before = ("make demo", ". .venv/bin/activate")  # the environment; the graph stands already
+    ran, kept = {}, {}
+    checkout.params(lambda params: kept.update(recommend=dict(params["recommend"]["tasks"]), gates=params["gates"]))
+
+    def write(text: str) -> None:
+        checkout.params(lambda params: merge(params, yaml.safe_load(text)))
+
+    def type_in(line: str) -> None:
+        if line == "python -m tasks.prune params.yaml dvc.lock":
+            checkout.params(lambda params: (params["recommend"].update(tasks=kept["recommend"]),
+                                            params.update(gates=kept["gates"])))  # fmt: skip
+        words = line.removeprefix("python -m ").split()
+        if words[:2] == ["dvc", "repro"]:
+            ran[len(ran)] = checkout.repro(*words[2:])
+        else:
+            checkout(*words)
+
+    for kind, text in blocks(ROOT / "docs/tutorial.md"):
+        if kind == "yaml":
+            write(text)
+        for line in text.splitlines() if kind == "sh" else ():
+            if line not in done_before:
+                type_in(line)
+            if line == "dvc repro promote@offer_soon":
+                verdict = checkout.json("artifacts/gate/offer_soon/verdict.json")
+    assert ran == {0: [], 1: ["prompt@offer_soon", "gate@offer_soon", "promote@offer_soon"],
+                   2: ["gate_backbone", "promote_backbone", "gate@offer_soon", "promote@offer_soon"]}  # fmt: skip
+    assert not verdict["passed"] and checkout.champion("recommend-offer_soon") == 1
+    assert not (checkout.folder / "artifacts/prompt/offer_soon").exists()
+    assert checkout.repro() == []
+
+
+def merge(into: dict, more: dict) -> None:
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = value
 
 
 def test_commands_of_dvc_work_without_prefect(checkout):
