@@ -1,11 +1,13 @@
 """What does in-context navigation find at a budget, beside the most likely first tokens and sampling?
 
-    python benchmarks/icn.py [--steps 400] [--budgets 50 100 300] [--seeds 3]
+    python benchmarks/icn.py [--steps 400] [--budgets 50 100 300] [--seeds 3] [--encoder FOLDER]
 
 A small LLaMA learns lists of closed sets (months, elements ...: tasks/closed_sets.json) that name nothing twice, in
 pieces of words, so that many things begin alike; early members of a set come more often. Each way of decoding then
 answers "Please show me some ..." until so many tokens are written: how many different right answers there are, and what
-they cost. The last lines split ranks by clusters of keys, of this model, whose answers lie in its own training set.
+they cost. With an encoder of sentences, also how far apart the answers to a question lie, and how many are judged to
+belong to it, by a classifier of the sets' names. The last lines split ranks by clusters of keys, of this model, whose
+answers lie in its own training set.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -26,9 +29,11 @@ from models.language._reader import Reader
 from models.language.icn import ICN, Form, Task, sampled, spurious_report
 from tasks.causal import tokens_of
 from tasks.closed_sets import closed_sets
-from tasks.diversity import diversity
+from tasks.diversity import Encode, diversity
 from tasks.files import read_json
 from tasks.generate import FORMS
+from tasks.on_topic import Topics, variety
+from tasks.texts import TextEncoder
 
 WORDS, LENGTH, BATCH = 420, 192, 12
 SETS = Path(__file__).parents[1] / "tasks" / "closed_sets.json"
@@ -39,13 +44,13 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{options.steps} steps of {BATCH} x {LENGTH} tokens, B = {options.branch}, budgets in written tokens a set, "
           f"medians of {options.seeds} seeds\n")  # fmt: skip
-    rows, splits = {}, []
+    rows, splits, judge = {}, [], judged_by(options.encoder) if options.encoder else None
     for seed in range(options.seeds):
         words = tokenizer()
         model, loss, seconds = learned(words, seed, options.steps)
         print(f"seed {seed}: loss {loss:.3f} nats a token, {seconds:.0f} CPU s", flush=True)
         for budget in options.budgets:
-            for way, told in asked(model, words, options.branch, budget).items():
+            for way, told in asked(model, words, options.branch, budget, judge).items():
                 rows.setdefault((budget, way), []).append(told)
         splits.append(split(model, words))
     names = list(next(iter(rows.values()))[0])
@@ -65,7 +70,26 @@ def parse() -> argparse.Namespace:
     for name, value in {"steps": 400, "seeds": 3, "branch": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 300])
+    parser.add_argument("--encoder", metavar="FOLDER", help="of sentences, such as all-MiniLM-L6-v2")
     return parser.parse_args()
+
+
+def judged_by(folder: str) -> tuple[Topics, Encode]:
+    """A judge of which set a text belongs to, learned from the sets' names, and the encoder that it reads with."""
+    encoder, known = TextEncoder(folder), {}
+
+    def encode(texts) -> np.ndarray:
+        new = sorted(set(texts) - set(known))
+        known.update(zip(new, encoder(new), strict=True))
+        return np.array([known[text] for text in texts])
+
+    names = [(alias, name) for name, each in read_json(SETS).items() for some in each["answers"] for alias in some]
+    topics = Topics(encode, *zip(*names, strict=True))
+    print(
+        "judge of topics, on names that it has not learned: "
+        + ", ".join(f"{k} {v:.3g}" for k, v in topics.told.items())
+    )
+    return topics, encode
 
 
 def tokenizer():
@@ -118,7 +142,7 @@ def tasks_of(words) -> dict[str, Task]:
             for name, each in closed_sets().items()}  # fmt: skip
 
 
-def asked(model, words, branch: int, budget: int) -> dict[str, dict[str, float]]:
+def asked(model, words, branch: int, budget: int, judge: tuple[Topics, Encode] | None) -> dict[str, dict[str, float]]:
     sets, tasks = closed_sets(), tasks_of(words)
     most, limit = 40, {"budget": budget}
     seeds = range(most * branch)
@@ -140,6 +164,17 @@ def asked(model, words, branch: int, budget: int) -> dict[str, dict[str, float]]
         told[way] = {"answers": answers, "different": different, "right and different": right, "written": written,
                      "read": reader.tokens, "passes": reader.passes, "written a right one": written / max(right, 1),
                      "self-BLEU": diversity(texts)["self_bleu"]}  # fmt: skip
+        if judge:
+            made = [{"id": name, "topic": name, "text": text} for name, each in texts.items() for text in each]
+            found = variety(pl.DataFrame(made), *judge)[1]
+            told[way] |= {
+                title: found[name]
+                for title, name in (
+                    ("distance", "distance"),
+                    ("on topic", "on_topic"),
+                    ("distance on topic", "on_topic_distance"),
+                )
+            }
     return told
 
 

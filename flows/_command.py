@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from tasks.deploy import expect_server
 from tasks.notice import notice
@@ -59,7 +60,27 @@ def finish(
     failed = {name: result for name, result in results.items() if isinstance(result, BaseException)}
     done = {**ran, **{name: result for name, result in results.items() if name not in failed}}
     words = [f"- **{name}** failed: {why}" for name, why in failed.items()] + list(said)
-    notice(flow, title, rows(done), "\n".join(words))
+    judged = any(stage.startswith("promote") for stages in done.values() for stage in stages)
+    link, lost = published() if judged else ("", [])
+    words += lost
+    notice(flow, title, rows(done), "\n".join(words), link)
     if failed:
         raise error(f"{len(failed)} of {len(results)} {what} failed, the others are done\n" + "\n".join(words))
     return done
+
+
+def published() -> tuple[str, list[str]]:
+    """Write the page about this run and keep it in MLflow.
+
+    Returns:
+        Where a browser opens it, and a line about why it does not: hours of training are not lost for a page.
+    """
+    from tasks.report import publish  # a flow that finds nothing to do never needs it
+    from tasks.track import page_of
+
+    place = Path("artifacts/report/index.html")
+    try:
+        _, runs = publish("params.yaml", Path("artifacts"), Path("data"), place)
+        return (page_of(runs[0], "report/index.html") if runs else ""), []
+    except (ValueError, LookupError, OSError) as error:
+        return "", [f"- no page about this run: {error}; `make report` writes it"]

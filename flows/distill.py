@@ -1,13 +1,12 @@
 """Students: the teacher once, then methods and mixes side by side, then all whose teachers are students, or texts."""
 
-import os
 from pathlib import Path
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows._command import finish, start
+from flows._runner import Runner
 from flows.language import ModelsFailed
 from tasks.command import run
 from tasks.make import alone, make
@@ -17,8 +16,6 @@ from tasks.settings import read
 
 __all__ = ["distill", "student"]
 
-# Chains wait in tasks/slots.py for a device, so more workers than devices cost nothing and overlap gates with training.
-WORKERS = int(os.environ.get("ROOTSTOCK_WORKERS", "4"))
 PARTS = {"distill": "methods", "mix": "mixes"}  # stage -> the part of params.yaml that it is run for
 LATER = {"chain": "chains", "several": "several"}  # whose teachers may be students of the first
 OTHERS = {  # which bring their own teachers and texts; what others read comes first
@@ -42,7 +39,7 @@ def whole(stage: str) -> list[str]:
     return make(stage)
 
 
-@flow(log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))
+@flow(log_prints=True, task_runner=Runner())
 def distill() -> dict[str, list[str]]:
     """Bring the teacher and every student of params.yaml up to date, then remove what retired ones left.
 

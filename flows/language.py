@@ -1,14 +1,13 @@
 """Language models: data, tokenizer and token ids once; then recipes, what is fine-tuned from them, and what writes."""
 
-import os
 from collections import Counter
 from pathlib import Path
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows._command import finish, start
+from flows._runner import Runner
 from tasks.command import run
 from tasks.make import alone, make
 from tasks.notice import standings
@@ -17,9 +16,12 @@ from tasks.settings import SettingsError, read
 
 __all__ = ["ModelsFailed", "finetune", "language", "pretrain", "writer"]
 
-# Chains wait in tasks/slots.py for a device, so more workers than devices cost nothing and overlap gates with training.
-WORKERS = int(os.environ.get("ROOTSTOCK_WORKERS", "4"))
-WRITERS = {"continued": "promote_continued", "instructed": "promote_instructed", "generated": "generated"}
+WRITERS = {
+    "continued": "promote_continued",
+    "instructed": "promote_instructed",
+    "generated": "generated",
+    "judged": "judged",
+}
 REGISTERED = ("pretrain", "finetune", "continued", "instructed")  # parts of params.yaml whose names are models
 
 
@@ -47,7 +49,7 @@ def writer(stage: str) -> list[str]:
     return make(stage)
 
 
-@flow(log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))
+@flow(log_prints=True, task_runner=Runner())
 def language() -> dict[str, list[str]]:
     """Bring every language model of params.yaml up to date, then remove what retired ones left.
 

@@ -1,14 +1,13 @@
 """MPT-Rec on a marketplace's logs: one frozen backbone, then a prompt, a gate and a promotion for each task."""
 
-import os
 from argparse import ArgumentParser
 from pathlib import Path
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows._command import finish, start
+from flows._runner import Runner
 from tasks.backfill import backfill
 from tasks.command import run
 from tasks.make import alone, make
@@ -17,9 +16,6 @@ from tasks.prune import prune
 from tasks.settings import SettingsError, read
 
 __all__ = ["TasksFailed", "chain", "recommend"]
-
-# Chains wait in tasks/slots.py for a device, so more workers than devices cost nothing and overlap gates with training.
-WORKERS = int(os.environ.get("ROOTSTOCK_WORKERS", "4"))
 
 
 class TasksFailed(ValueError):
@@ -35,7 +31,7 @@ def chain(name: str, kind: str = "prompt") -> list[str]:
     return [ran for step in STEPS[kind] for ran in make(f"{step}@{name}", single=True)]
 
 
-@flow(log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))
+@flow(log_prints=True, task_runner=Runner())
 def recommend(since: str | None = None, until: str | None = None) -> dict[str, list[str]]:
     """Bring the backbone up to date, then every task and click model side by side, then remove what retired ones left.
 

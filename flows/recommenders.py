@@ -1,13 +1,12 @@
 """Recommenders of items: candidate generators and next-item models side by side, then what is built on them."""
 
-import os
 from pathlib import Path
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows._command import finish, start
+from flows._runner import Runner
 from flows.language import ModelsFailed
 from tasks.command import run
 from tasks.make import alone, make
@@ -17,8 +16,6 @@ from tasks.settings import read
 
 __all__ = ["recommender", "recommenders", "whole"]
 
-# Chains wait in tasks/slots.py for a device, so more workers than devices cost nothing and overlap gates with training.
-WORKERS = int(os.environ.get("ROOTSTOCK_WORKERS", "4"))
 OTHERS = {"item_index": "indexes", "rerank": "rerank", "release": "releases", "bandit": "bandits"}  # stage -> its part
 STEPS = ("made_of", "recommender", "gate_recommender", "promote_recommender")
 
@@ -35,7 +32,7 @@ def whole(stage: str) -> list[str]:
     return make(stage)
 
 
-@flow(log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))
+@flow(log_prints=True, task_runner=Runner())
 def recommenders() -> dict[str, list[str]]:
     """Bring all that stands below `recommenders` up to date, then remove what retired ones left.
 

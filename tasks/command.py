@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from urllib.error import URLError
 
-from tasks.journal import record
+from tasks.journal import recorded
 
 __all__ = ["quiet", "run"]
 
@@ -31,9 +31,9 @@ def run(main: Callable[..., object]) -> None:
     answer exits 75: trying again later may help, and the flows do.
     """
     quiet()
-    record()
     try:
-        main(*sys.argv[1:])
+        with recorded():
+            main(*sys.argv[1:])
     except (ConnectionError, TimeoutError, URLError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL)

@@ -25,7 +25,7 @@ AFTER = "\n  tasks:"  # the mapping of recommend.tasks, two spaces in
 
 def demo(params: Path = Path("params.yaml")) -> None:
     """Run the chain through its flow, add one line, run `dvc repro promote`; only that task's stages run."""
-    started = time.monotonic()
+    started, began = time.monotonic(), time.time()
     text = params.read_text().replace(LINE, "")
     write_text(params, text)
     prune(str(params))
@@ -51,7 +51,8 @@ def demo(params: Path = Path("params.yaml")) -> None:
     _stages([sys.executable, "-m", "dvc", "repro", "promote_continued@bilingual"])
     _gained(read_json("artifacts/evaluated/bilingual/metrics.json")["evaluation"])
 
-    _call([sys.executable, "-m", "tasks.report", "params.yaml", "artifacts", "data", "artifacts/report/index.html"])
+    _call([sys.executable, "-m", "tasks.report", "params.yaml", "artifacts", "data", "artifacts/report/index.html",
+           str(began)])  # fmt: skip
     _say(f"Done in {time.monotonic() - started:.0f} s. To look at it:")
     print("  make ui                              runs, models, versions and aliases in MLflow (http://127.0.0.1:5000)")
     print(

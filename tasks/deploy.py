@@ -3,7 +3,9 @@
     python -m tasks.deploy up       start what is not up yet; safe to repeat, also after a crash or a reboot
     python -m tasks.deploy stop     end worker and server; schedules, runs and reports stay in .prefect/
 
-The server listens on this machine only. All that it keeps, an SQLite file included, lies in .prefect/ of the checkout.
+The server listens on this machine; with ROOTSTOCK_HOST on a network, where PREFECT_SERVER_API_AUTH_STRING=user:password
+must be set, and clients set PREFECT_API_AUTH_STRING. All that it keeps, an SQLite file included, lies in .prefect/.
+ROOTSTOCK_WEBHOOK: an address that is told of every run that failed or crashed; set but empty, nobody is told any more.
 """
 
 import os
@@ -15,20 +17,39 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import yaml
+
+from tasks import process as marks
 from tasks.command import quiet, run
-from tasks.files import locked, write_text
+from tasks.files import locked, read_json, write_json, write_text
+from tasks.hosts import host, password, this_machine
 
 __all__ = ["DeployFailed", "ServerUnreachable", "deploy", "expect_server", "stop"]
 
 FOLDER = Path(".prefect")
 POOL = "rootstock"
 HOST = "127.0.0.1"
+AUTH = "PREFECT_SERVER_API_AUTH_STRING"  # user:password; the server asks for it, our own clients are given it
 PATIENCE = 120.0  # seconds for the server to answer; a new database alone takes 10 to 20 on a busy machine
 GRACE = 30.0  # seconds for the worker to end its flows
 SILENCE = timedelta(seconds=90)  # three missed heartbeats: the run is dead, see prefect.yaml
+MISSED = FOLDER / "missed.json"  # deployments whose runs were missed while nobody was up, until one caught up on them
+PAGE = 200  # the most runs that Prefect gives in one answer
+WEBHOOK = "ROOTSTOCK_WEBHOOK"
+BLOCK = "rootstock"  # Prefect's name for the address, which it keeps encrypted in its database
+NOTIFY = "a run that failed or crashed is told to the webhook"
+# `text` is what Slack, Mattermost and their like show; the other fields are for programs.
+PAYLOAD = """{
+  "text": {{ (flow.name ~ " " ~ flow_run.state.name ~ ": " ~ (flow_run.state.message or "") ~ " " ~ (flow_run|ui_url)) | tojson }},
+  "deployment": {{ deployment.name | tojson }},
+  "run": {{ flow_run.name | tojson }},
+  "state": {{ flow_run.state.name | tojson }},
+  "message": {{ (flow_run.state.message or "") | tojson }},
+  "url": {{ (flow_run|ui_url) | tojson }}
+}"""  # noqa: E501
 
 
 class DeployFailed(ValueError):
@@ -40,14 +61,17 @@ class ServerUnreachable(ValueError):
 
 
 def deploy() -> str:
-    """Bring up server, pool, deployments, crash automation and worker: the address of the UI.
+    """Bring up server, pool, deployments, automations and worker: the address of the UI.
+
+    Runs that were missed while no worker was up are caught up once, however many they were.
 
     Raises:
-        DeployFailed: the port is taken, or a part did not come up; shows the end of its log.
+        DeployFailed: the port is taken, the webhook is no address, or a part did not come up; shows the end of its log.
     """
+    webhook()
     with locked("deploy"):
         FOLDER.mkdir(exist_ok=True)
-        environment, address = _environment(), f"http://{HOST}:{_port()}"
+        environment, address = _environment(), f"http://{_reached()}:{_port()}"
         if _alive("server"):
             if (there := (FOLDER / "port").read_text()) != str(_port()):
                 raise DeployFailed(f"the server is already up, on port {there}; to move it: make undeploy, then deploy")
@@ -55,15 +79,19 @@ def deploy() -> str:
         else:
             _refuse_taken_port()
             write_text(FOLDER / "port", str(_port()))
-            _start("server", ["server", "start", "--host", HOST, "--port", str(_port())], environment)
+            _start("server", ["server", "start", "--host", _listens(), "--port", str(_port())], environment)
         _await_health(f"{address}/api")
+        idle = not _alive("worker")
+        if idle:
+            _ourselves("look", environment)
         _prefect(environment, "work-pool", "create", POOL, "--type", "process", "--overwrite")
         _prefect(environment, "--no-prompt", "deploy", "--all")
-        if _alive("worker"):
-            print("worker: already up")
-        else:
-            subprocess.run([sys.executable, "-m", "tasks.deploy", "settle"], env=environment, check=True)
+        _ourselves("arrange", environment)
+        if idle:
+            _ourselves("settle", environment)
             _start("worker", ["worker", "start", "--pool", POOL, "--type", "process", "--name", POOL], environment)
+        else:
+            print("worker: already up")
     print(f"""
 Prefect is up at {address}: deployments, schedules, runs and reports.
   run one now         PREFECT_API_URL={address}/api python -m prefect deployment run watch/watch
@@ -100,13 +128,46 @@ def expect_server() -> bool:
     return bool(url)
 
 
-def settle() -> None:
-    """Bury runs whose process is gone, and write the automation that does so from now on; called while no worker is up.
+def webhook() -> str | None:
+    """The address to tell of failures; "" to tell nobody any more, None to leave that as it is.
 
-    The automation sees only what dies while the server lives. After a power cut nobody else would end those runs, and
-    each would keep its deployment's only place for good.
+    Raises:
+        DeployFailed: ROOTSTOCK_WEBHOOK is no address; it isn't shown, because such addresses are secrets.
     """
+    address = os.environ.get(WEBHOOK)
+    if address and not address.startswith(("http://", "https://")):
+        raise DeployFailed(f"{WEBHOOK} must begin with http:// or https://; its {len(address)} characters do not")
+    return address
+
+
+def look() -> None:
+    """Write down the deployments that missed a run while no worker was up: a changed schedule would forget them."""
+    with _client() as client:
+        late = {str(run.deployment_id) for run in _late(client)}
+    known = read_json(MISSED) if MISSED.exists() else []
+    write_json(MISSED, sorted({*known, *late}))
+
+
+def _client():
     from prefect.client.orchestration import get_client
+
+    return get_client(sync_client=True)
+
+
+def _late(client) -> list:
+    """Runs of a schedule whose time has come and that nobody took, the oldest first."""
+    from prefect.client.schemas.filters import FlowRunFilterExpectedStartTime
+    from prefect.client.schemas.objects import StateType
+
+    due = FlowRunFilterExpectedStartTime(before_=datetime.now(UTC))
+    found = _runs(client, [StateType.SCHEDULED], expected_start_time=due)
+    return sorted(
+        (run for run in found if run.auto_scheduled and run.deployment_id), key=lambda r: r.expected_start_time
+    )
+
+
+def _runs(client, states: list, **also) -> list:
+    """All runs of our pool that are in one of these states."""
     from prefect.client.schemas.filters import (
         FlowRunFilter,
         FlowRunFilterState,
@@ -114,20 +175,38 @@ def settle() -> None:
         WorkPoolFilter,
         WorkPoolFilterName,
     )
-    from prefect.client.schemas.objects import StateType
-    from prefect.states import Crashed
 
-    open_states = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-    with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_states))),
-            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
-        )
+    wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)), **also)
+    pool, found = WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])), []
+    while page := client.read_flow_runs(flow_run_filter=wanted, work_pool_filter=pool, limit=PAGE, offset=len(found)):
+        found += page
+    return found
+
+
+def settle() -> None:
+    """Bury runs whose process is gone and leave one of those that were missed; called while no worker is up.
+
+    The automation sees only what dies while the server lives. After a power cut nobody else would end those runs, and
+    each would keep its deployment's only place for good.
+    """
+    from prefect.client.schemas.objects import StateType
+    from prefect.exceptions import ObjectNotFound
+    from prefect.states import Cancelled, Crashed
+
+    with _client() as client:
         living = _living()
-        for run in (run for run in runs if str(run.id) not in living):
-            client.set_flow_run_state(run.id, Crashed(message="its process is gone"))
-            print(f"run {run.name}: its process is gone, now Crashed")
-    _automate()
+        for run in _runs(client, [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]):
+            if str(run.id) not in living:
+                client.set_flow_run_state(run.id, Crashed(message="its process is gone"))
+                print(f"run {run.name}: its process is gone, now Crashed")
+        for missed in read_json(MISSED) if MISSED.exists() else []:
+            *older, newest = [run for run in _late(client) if str(run.deployment_id) == missed] or [None]
+            for run in older:
+                client.set_flow_run_state(run.id, Cancelled(message=f"missed; {newest.name} catches up"), force=True)
+            with suppress(ObjectNotFound):  # that deployment is no more
+                newest = newest or client.create_flow_run_from_deployment(missed, tags=["catch-up"])
+                print(f"run {newest.name}: catches up on what was missed while nobody was up")
+    MISSED.unlink(missing_ok=True)
 
 
 def _living() -> set[str]:
@@ -141,17 +220,30 @@ def _living() -> set[str]:
     return found
 
 
+def arrange() -> None:
+    """Take away schedules that prefect.yaml no longer has, and write the automations: `prefect deploy` does neither."""
+    from prefect.exceptions import ObjectNotFound
+
+    with _client() as client:
+        for entry in yaml.safe_load(Path("prefect.yaml").read_text())["deployments"]:
+            with suppress(ObjectNotFound):
+                there = client.read_deployment_by_name(f"{entry['entrypoint'].split(':')[1]}/{entry['name']}")
+                for schedule in there.schedules if not entry.get("schedules") else []:
+                    client.delete_deployment_schedule(there.id, schedule.id)
+    _automate()
+
+
 def _automate() -> None:
-    from prefect.automations import Automation
+    """A silent run is Crashed, and the webhook is told of every failure."""
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import EventTrigger, Posture
     from prefect.events.schemas.events import ResourceSpecification
 
     beat = "prefect.flow-run.heartbeat"
-    wanted = Automation(
-        name="a run whose process is gone is Crashed",
-        trigger=EventTrigger(
+    _written(
+        "a run whose process is gone is Crashed",
+        EventTrigger(
             after={beat},
             expect={beat} | {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
@@ -160,15 +252,53 @@ def _automate() -> None:
             threshold=1,
             within=SILENCE,
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {SILENCE.seconds} s")],
+        ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {SILENCE.seconds} s"),
     )
+    address = webhook()
+    if address is not None:
+        _notify(address)
+
+
+def _notify(address: str) -> None:
+    from prefect.automations import Automation
+    from prefect.blocks.webhook import Webhook
+    from prefect.events.actions import CallWebhook
+    from prefect.events.schemas.automations import EventTrigger, Posture
+    from prefect.events.schemas.events import ResourceSpecification
+
+    if not address:
+        with suppress(ValueError):  # none of this name
+            Automation.read(name=NOTIFY).delete()
+        with suppress(ValueError):
+            Webhook.delete(f"webhook/{BLOCK}")
+        return
+    block = Webhook(url=address, headers={"Content-Type": "application/json"})
+    _written(
+        NOTIFY,
+        EventTrigger(
+            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            # The run of a deployment: the flows that it calls fail with it, and one message is enough.
+            match_related=ResourceSpecification({"prefect.resource.role": "deployment"}),
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        CallWebhook(block_document_id=block.save(BLOCK, overwrite=True), payload=PAYLOAD),
+    )
+
+
+def _written(name: str, trigger, action) -> None:
+    """Write an automation, unless it is there as it should be: written anew, it would forget what it counts down."""
+    from prefect.automations import Automation
+
+    wanted = Automation(name=name, trigger=trigger, actions=[action])
     try:
-        known = Automation.read(name=wanted.name)
+        known = Automation.read(name=name)
     except ValueError:  # none of this name
         wanted.create()
         return
-    if known.trigger.within != SILENCE:  # writing it anew would forget the runs it is counting down for
-        known.trigger.within = SILENCE
+    if (known.trigger.within, known.actions) != (trigger.within, [action]):
+        known.trigger, known.actions = trigger, [action]
         known.update()
 
 
@@ -176,11 +306,23 @@ def _port() -> int:
     return int(os.environ.get("ROOTSTOCK_PORT", "4200"))
 
 
+def _listens() -> str:
+    """ROOTSTOCK_HOST, which is this machine, or stands behind a password."""
+    password(AUTH, host(), "the Prefect server")
+    return host()
+
+
+def _reached() -> str:
+    """Where programs of this machine reach the server."""
+    return HOST if this_machine(_listens()) or host() in ("0.0.0.0", "::") else host()
+
+
 def _environment() -> dict[str, str]:
     quiet()
-    address = f"http://{HOST}:{_port()}"
+    address = f"http://{_reached()}:{_port()}"
     return {
         **os.environ,
+        **({"PREFECT_API_AUTH_STRING": os.environ[AUTH]} if os.environ.get(AUTH) else {}),
         "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", os.defpath),
         "PREFECT_HOME": str(FOLDER.resolve()),
         "PREFECT_API_URL": f"{address}/api",
@@ -190,6 +332,14 @@ def _environment() -> dict[str, str]:
         # In memory, as is the default, the place in a deployment's concurrency limit is lost with the server, for good.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
+
+
+def _ourselves(word: str, environment: dict[str, str]) -> None:
+    """Run one of our own words against the server: Prefect reads its address once, when it is imported."""
+    done = subprocess.run([sys.executable, "-m", "tasks.deploy", word], env=environment, text=True, capture_output=True)
+    if done.returncode:
+        raise DeployFailed(f"tasks.deploy {word} failed: {(done.stdout + done.stderr).strip()[-2000:]}")
+    print(done.stdout, end="")
 
 
 def _prefect(environment: dict[str, str], *words: str) -> None:
@@ -204,9 +354,7 @@ def _start(name: str, words: list[str], environment: dict[str, str]) -> None:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    import psutil
-
-    write_text(FOLDER / f"{name}.pid", f"{process.pid} {psutil.Process(process.pid).create_time()}\n")
+    write_text(FOLDER / f"{name}.pid", f"{marks.mark(process.pid)}\n")
     print(f"{name}: started, process {process.pid}")
 
 
@@ -214,13 +362,10 @@ def _alive(name: str):
     """The process that the pid file names, or None; after a reboot the number may belong to somebody else."""
     import psutil
 
-    try:
-        pid, born = (FOLDER / f"{name}.pid").read_text().split()
-        process = psutil.Process(int(pid))
-        alive = abs(process.create_time() - float(born)) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        return process if alive else None
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
-        return None
+    with suppress(FileNotFoundError, psutil.NoSuchProcess):
+        marked = (FOLDER / f"{name}.pid").read_text()
+        return psutil.Process(int(marked.split()[-1])) if marks.alive(marked) else None
+    return None
 
 
 def _refuse_taken_port() -> None:
@@ -266,7 +411,7 @@ def _end(process) -> None:
 
 def main(word: str = "") -> None:
     """python -m tasks.deploy [up | stop]"""
-    words = {"": deploy, "up": deploy, "stop": stop, "settle": settle}
+    words = {"": deploy, "up": deploy, "stop": stop, "look": look, "settle": settle, "arrange": arrange}
     if word not in words:
         raise ValueError(f"tasks.deploy knows no {word!r}; the words are: up, stop")
     words[word]()

@@ -17,6 +17,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from tasks.poison import refuse_poison
+
 __all__ = ["Describer", "DescriptionsMissing", "Given", "Pretrained", "Words", "describer"]
 
 BUCKETS = 4096  # a few collisions among the words that two descriptions or more share
@@ -94,8 +96,11 @@ class Pretrained(Describer):
     def __call__(self, texts: Sequence[str], ids: Sequence = ()) -> Tensor:
         from transformers import AutoModel, AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        model = AutoModel.from_pretrained(self.folder, local_files_only=True).eval()
+        refuse_poison(Path(self.folder))
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModel.from_pretrained(
+            self.folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        ).eval()
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # little padding in each batch
         made = torch.empty(len(texts), model.config.hidden_size)
         for start in range(0, len(order), self.batch):

@@ -26,6 +26,7 @@ from tasks.encoder import Encoder, unfit
 from tasks.files import digest, new_folder, write_json, write_text
 from tasks.ingest import ADDED, EmptySplit
 from tasks.negatives import KINDS, Sampler
+from tasks.progress import progress
 from tasks.settings import SettingsError, read
 
 __all__ = ["Declared", "FeatureError", "make_features"]
@@ -154,10 +155,12 @@ def make_features(settings: Mapping, ingest: Path, out: Path, defaults: Mapping,
     shared = Shared.read(log, buckets, counts, "item_events_before" in declared.context)
     with new_folder(out) as folder:
         written = Written()
-        for number, bucket in enumerate(buckets):
-            frame = pl.read_parquet(bucket, hive_partitioning=False)
-            rng = np.random.default_rng([negatives["seed"], number])
-            written.add(_rows(frame, shared, declared, rng, written.drawn), folder, number)
+        with progress(len(buckets), "features", "bucket") as bar:
+            for number, bucket in enumerate(buckets):
+                frame = pl.read_parquet(bucket, hive_partitioning=False)
+                rng = np.random.default_rng([negatives["seed"], number])
+                written.add(_rows(frame, shared, declared, rng, written.drawn), folder, number)
+                bar.update()
         if empty := [split for split in SPLITS if not written.parts[split]]:
             listed = ", ".join(empty)
             raise EmptySplit(f"{ingest}: no rows in {listed}; widen datasets.<name>.split, or bring a longer log")

@@ -33,6 +33,7 @@ from tasks.engine import Engine, launched, run
 from tasks.files import digest, new_folder, read_json, write_json
 from tasks.kinds._kind import Example, Examples, Kind, Rejected, Texts
 from tasks.lora import Lora, add_lora, merge_lora, save_adapter
+from tasks.poison import refuse_poison
 from tasks.settings import SettingsError, read
 from tasks.slots import slot
 from tasks.tokenizer import Vocabulary, check_vocabulary
@@ -190,6 +191,7 @@ def load_start(source: str | Path) -> Start:
     """
     source = Path(source)
     folder = source / "model" if (source / "model").is_dir() else source
+    refuse_poison(folder)
     config = {}
     if (folder / "config.json").is_file():
         loaded = pretrained.read(folder)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tasks.command import run
 from tasks.files import digest, read_json, write_text
-from tasks.poison import PICKLES, PoisonedFolder
+from tasks.poison import PoisonedFolder, refuse_poison
 
-__all__ = ["check_folder", "content", "save_model", "task_of"]
+__all__ = ["check_folder", "check_version", "content", "save_model", "task_of"]
 
 WEIGHTS = (".safetensors", ".index.json")
 TASKS = {  # end of the class's name -> the pipeline that serves it
@@ -25,6 +25,9 @@ TASKS = {  # end of the class's name -> the pipeline that serves it
     "ForCausalLM": "text-generation",
     "LMHeadModel": "text-generation",
 }
+LOADER = "mlflow.transformers"
+RECIPE = {"recipe": "model/recipe.json", "weights": "model/model.safetensors"}
+FUNCTION = ("code", "config", "env", "loader_module", "python_version", "streamable")  # what MLflow writes of it
 PACKAGES = ("mlflow", "numpy", "safetensors", "tokenizers", "torch", "transformers")
 
 
@@ -32,21 +35,57 @@ def check_folder(folder: Path) -> dict:
     """The config.json of a folder that may be loaded; {} of a recipe of ours that transformers has no class for.
 
     Raises:
-        PoisonedFolder: it holds a pickle, or asks the reader to run code of its own; names it.
+        PoisonedFolder: it holds a pickle or code, or names code to be run; see tasks/poison.py.
         ValueError, OSError: there is no config.json, or it does not say which class it is of.
     """
-    if found := sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in PICKLES):
-        raise PoisonedFolder(f"{', '.join(found)} can run code when read and was not made by this repository; "
-                             f"nothing was read from {folder}. Delete it and run `dvc repro`")  # fmt: skip
+    refuse_poison(folder)
     if (folder / "recipe.json").is_file() and not (folder / "config.json").is_file():
         return {}
     config = read_json(folder / "config.json")
-    for file in ("config.json", "tokenizer_config.json"):
-        if (folder / file).is_file() and "auto_map" in read_json(folder / file):
-            raise PoisonedFolder(f"{folder / file} names code of its own (auto_map), which is never run")
     if not config.get("architectures"):
         raise ValueError(f"{folder}/config.json names no class below `architectures`; export the model again")
     return config
+
+
+def check_version(version: Path) -> None:
+    """A registered version's files around its judged model/ may be loaded: MLflow trusts them more than it should.
+
+    Its loader runs code that a tokenizer's folder names, imports the module that MLmodel names, and puts a folder that
+    MLmodel names on the import path. None of these files is part of the content's hash, so each must be what
+    `save_model` writes.
+
+    Args:
+        version: the MLflow model, which was `save_model`'s output.
+
+    Raises:
+        PoisonedFolder: a file is not, MLmodel included; names it.
+    """
+    refuse_poison(version)
+    for path in sorted((version / "components").rglob("*")):
+        twin = version / "model" / path.name
+        if path.is_file() and not (twin.is_file() and twin.read_bytes() == path.read_bytes()):
+            raise PoisonedFolder(f"{path} is not the judged {twin}; nothing was loaded")
+    told = _flavors(version / "MLmodel")
+    config = check_folder(version / "model")
+    expected = {"transformers": _flavor(config, version / "model")} if config else {"rootstock": RECIPE}
+    function = told.pop("python_function", {})
+    if odd := {key: value for key, value in function.items() if key not in FUNCTION or key == "code" and value}:
+        raise PoisonedFolder(f"{version}/MLmodel loads by {odd}, which is not written here; nothing was loaded")
+    if function.get("loader_module", LOADER) != LOADER or told != expected:
+        raise PoisonedFolder(f"{version}/MLmodel describes another way to load than was written here: {told}, "
+                             f"{function}; nothing was loaded")  # fmt: skip
+
+
+def _flavors(file: Path) -> dict[str, dict]:
+    """The flavours of an MLmodel file, without the versions that wrote them."""
+    import yaml
+
+    try:
+        told = yaml.safe_load(file.read_text())["flavors"]
+        return {name: {key: value for key, value in flavor.items() if key != "transformers_version"}
+                for name, flavor in told.items()}  # fmt: skip
+    except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
+        raise PoisonedFolder(f"{file} is no description of a model ({error}); nothing was loaded") from None
 
 
 def content(folder: Path) -> str:
@@ -84,7 +123,7 @@ def save_model(path: str, mlflow_model, folder: Path) -> None:
     if config:
         _as_transformers(mlflow_model, config, folder, out)
     else:  # loaded by models.components._model.assemble(recipe.json) and the weights beside it
-        mlflow_model.add_flavor("rootstock", recipe="model/recipe.json", weights="model/model.safetensors")
+        mlflow_model.add_flavor("rootstock", **RECIPE)
     write_text(out / "requirements.txt", "\n".join(_requirements(folder)) + "\n")
     python = ".".join(map(str, sys.version_info[:3]))
     write_text(out / "python_env.yaml", f"python: {python}\ndependencies:\n- -r requirements.txt\n")
@@ -103,27 +142,31 @@ def _as_transformers(mlflow_model, config: dict, folder: Path, out: Path) -> Non
         for file in beside:
             shutil.copyfile(file, out / "components" / name / file.name)
     task = task_of(config, parts)
-    mlflow_model.add_flavor(
-        "transformers",
-        transformers_version=version("transformers"),
-        code=None,
-        task=task,
-        pipeline_model_type=config["architectures"][0],
-        model_binary="model",
-        components=list(parts),
-        **{f"{name}_type": kind for name, kind in parts.items()},
-    )
+    mlflow_model.add_flavor("transformers", transformers_version=version("transformers"), **_flavor(config, folder))
     # Encoder-decoders have no pipeline in transformers 5: they are loaded as parts, and `model.generate` is called.
     alone = not config.get("is_encoder_decoder") and not config["architectures"][0].endswith("ForMultipleChoice")
     if "tokenizer" in parts and alone:
         mlflow_model.signature = _signature(task)
         mlflow.pyfunc.add_to_model(
             mlflow_model,
-            loader_module="mlflow.transformers",
+            loader_module=LOADER,
             python_env="python_env.yaml",
             # 256 new tokens are the pipeline's own, more than a small model has positions for
             model_config={"max_new_tokens": 32} if task == "text-generation" else None,
         )
+
+
+def _flavor(config: dict, folder: Path) -> dict:
+    """The flavour transformers of a model's folder."""
+    parts = _parts(folder)
+    return {
+        "code": None,
+        "task": task_of(config, parts),
+        "pipeline_model_type": config["architectures"][0],
+        "model_binary": "model",
+        "components": list(parts),
+        **{f"{name}_type": kind for name, kind in parts.items()},
+    }
 
 
 def _parts(folder: Path) -> dict[str, str]:

@@ -72,8 +72,14 @@ def gate(
         "passed": all(check.passed is not False for check in checks),
         "checks": [asdict(check) for check in checks],
         "candidate": content,
-        "champion": champion and {"version": champion.number, "content": champion.tags.get("content_sha256")},
+        "champion": champion
+        and {
+            "version": champion.number,
+            "content": champion.tags.get("content_sha256"),
+            "slices": (evidence["champion"] or {}).get("slices", []),
+        },
         "intervals": (evidence["champion"] or {}).get("intervals", {}),
+        "reliability": evidence["reliability"],
         "metrics": evidence["tasks"],
         "model_metrics": evidence["model"],
         "slices": evidence["slices"],
@@ -114,6 +120,7 @@ def _gather(
         "head": read_json(head / "proof.json") if head else None,
         "facts": {},
         "slices": [],
+        "reliability": {},
         "champion": None,
         "faults": faults,
         "rows": len(chosen),
@@ -133,10 +140,12 @@ def _gather(
             task: attempt(f"{task}: metrics", lambda s=s: measure(*s), {}) for task, s in shown.items()
         }
         evidence["slices"] = attempt("slices", lambda: _slices(rules, rows, labels, scores, tasks), [])
+        evidence["reliability"] = attempt("calibration", lambda: _reliability(shown), {})
         if len(chosen) == asked:
             evidence["facts"] |= attempt("reported", lambda: _as_reported(evidence), {})
     evidence["facts"] |= attempt("proof", lambda: _proof(model, backbone, head, about), {})
-    pictures = attempt("pictures", lambda: _pictures(shown), {}) if scores is not None else {}
+    drawn = lambda: _pictures(shown, evidence["reliability"])
+    pictures = attempt("pictures", drawn, {}) if scores is not None else {}
     if champion and scores is not None:
         compare = lambda: _against(champion, content, rules, rows, labels, scores, tasks, raw)
         unknown = {"same": False, "version": champion.number, "intervals": {}, "tasks": tasks}
@@ -332,6 +341,7 @@ def _against(champion, content: str, rules: Mapping, rows: pl.DataFrame, labels,
         "same": champion.tags.get("content_sha256") == content,
         "intervals": {},
         "tasks": tasks,
+        "slices": [],
     }
     wanted = rules.get("improvement")
     if known["same"] or not wanted:
@@ -342,6 +352,7 @@ def _against(champion, content: str, rules: Mapping, rows: pl.DataFrame, labels,
         if task not in known["tasks"]:
             continue
         theirs = before["probability" if "probability" in before.columns else task].to_numpy()
+        known["slices"] += _slices(rules, rows, labels[:, [index]], theirs[:, None], [task])
         here = labels[:, index] >= 0
         sides = [
             torch.from_numpy(np.ascontiguousarray(side[here])) for side in (scores[:, index], theirs, labels[:, index])
@@ -354,15 +365,19 @@ def _against(champion, content: str, rules: Mapping, rows: pl.DataFrame, labels,
     return known
 
 
-def _pictures(shown: dict) -> dict[str, bytes]:
+def _reliability(shown: dict) -> dict[str, dict[str, list[float]]]:
+    """Task -> predicted, observed, rows of each bin: what a diagram of calibration is drawn from."""
+    found = {task: metrics.reliability(*map(torch.from_numpy, sides)) for task, sides in shown.items()}
+    return {task: {name: part.tolist() for name, part in bins.items()} for task, bins in found.items()}
+
+
+def _pictures(shown: dict, reliability: dict) -> dict[str, bytes]:
     tensors = {task: tuple(torch.from_numpy(part) for part in sides) for task, sides in shown.items()}
     return {
         "roc.png": plots.roc(
             {task: (*metrics.roc_curve(*sides), float(metrics.auc(*sides))) for task, sides in tensors.items()}
         ),
-        "reliability.png": plots.reliability(
-            {task: tuple(metrics.reliability(*sides).values()) for task, sides in tensors.items()}
-        ),
+        "reliability.png": plots.reliability({task: tuple(bins.values()) for task, bins in reliability.items()}),
     }
 
 

@@ -9,20 +9,19 @@ Ways to decode: `icn` (models/language/icn.py), `top_b` (the same without its li
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import polars as pl
 
-from models.components._closest import refuse_unknown
 from models.language._keys import check_identity, key_clusters
 from models.language.icn import ICN, Form, Found, Task, sampled
 from tasks.causal import Opened, open_causal, prompt_ids, refuse_longer
 from tasks.command import run
 from tasks.diversity import diversity
 from tasks.files import digest, new_folder, write_json
-from tasks.settings import SettingsError, read
+from tasks.settings import SettingsError, fill, read
 from tasks.slots import slot
 
 __all__ = ["FORMS", "Decoding", "generate", "read_prompts", "written"]
@@ -96,9 +95,7 @@ class Decoding:
     @classmethod
     def read(cls, chosen: Mapping) -> "Decoding":
         """Settings of params.yaml; SettingsError for one that is unknown or cannot be."""
-        for key in chosen:
-            refuse_unknown("generation", key, [field.name for field in fields(cls)], SettingsError)
-        return cls(**chosen)
+        return fill(cls, chosen, "generation")
 
     def lead(self, raw: bool) -> str:
         """What opens the slot; behind a bare text the paper says "Answer:" first."""

@@ -3,7 +3,7 @@
 DVC empties the target of such an import before it fills it again, without asking. What DVC itself put there can be had
 again, so a file may go when its bytes are recorded in data.dvc, lie in DVC's cache, or are those of the same file in
 landing/, the whole or (after a killed import) the beginning of it. Any other file is somebody's own.
-Standard library only: this runs first in every `dvc repro`.
+This runs first in every `dvc repro`, so it also refuses names in params.yaml that the shell would run.
 """
 
 import configparser
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tasks.command import run
 from tasks.files import read_json, write_json, write_text
+from tasks.plain_words import refuse_others
 
 __all__ = ["OwnFiles", "guard"]
 
@@ -133,6 +134,7 @@ def _cache() -> Path:
 
 def main(data: str, landing: str) -> None:
     """python -m tasks.guard data landing"""
+    refuse_others()
     print(f"nothing in {data}/ would be lost; {guard(data, landing)} written")
 
 

@@ -30,6 +30,7 @@ from tasks.command import run
 from tasks.fetch import dataset
 from tasks.files import digest, new_folder, write_json
 from tasks.ingest_text import HELDOUT, ingest_text
+from tasks.progress import progress
 from tasks.settings import SettingsError, read
 
 __all__ = ["EmptySplit", "RawUnreadable", "in_period", "ingest"]
@@ -328,21 +329,25 @@ def _arrange(
     """Write every bucket's part of the log; returns what the manifest says about rows, sessions and splits."""
     facts, sessions, idle = [], 0, 0
     trained = np.zeros(items + 1, bool)  # by item number: has a row in train
-    for (bucket,), known in users.group_by("bucket", maintain_order=True):
-        name = f"{bucket:03d}"
-        raw = pl.read_parquet(spill / "rows" / name / "*.parquet").rechunk()  # else a gather takes nine times as long
-        numbers = pl.read_parquet(spill / "items" / name / "*.parquet")
-        log = raw.hstack([*_look_up(raw["user_id"], known.drop("bucket")), *_look_up(raw["item_id"], numbers)])
-        log = log[_order(log, raw.columns)]
-        session, ids = _sessions(log, idle_minutes)
-        log = log.with_columns(pl.Series("session", session + sessions, pl.UInt32), _split(borders))
-        _write(log.select(*raw.columns, *ADDED), out / f"bucket={name}" / "part.parquet")
-        trained[log.filter(pl.col("split") == "train")["item"].to_numpy()] = True
-        held = log.filter(pl.col("split") != "train").select("split", "item", "trained")
-        _write(held, spill / "held" / f"{name}.parquet")
-        _write(ids.drop_nulls().hash().unique().sort().to_frame(), spill / "sessions" / f"{name}.parquet")
-        facts.append(_facts(log))
-        sessions, idle = sessions + ids.len(), idle + ids.null_count()
+    with progress(users["bucket"].n_unique(), "ingest", "bucket") as bar:
+        for (bucket,), known in users.group_by("bucket", maintain_order=True):
+            name = f"{bucket:03d}"
+            raw = pl.read_parquet(
+                spill / "rows" / name / "*.parquet"
+            ).rechunk()  # else a gather takes nine times as long
+            numbers = pl.read_parquet(spill / "items" / name / "*.parquet")
+            log = raw.hstack([*_look_up(raw["user_id"], known.drop("bucket")), *_look_up(raw["item_id"], numbers)])
+            log = log[_order(log, raw.columns)]
+            session, ids = _sessions(log, idle_minutes)
+            log = log.with_columns(pl.Series("session", session + sessions, pl.UInt32), _split(borders))
+            _write(log.select(*raw.columns, *ADDED), out / f"bucket={name}" / "part.parquet")
+            trained[log.filter(pl.col("split") == "train")["item"].to_numpy()] = True
+            held = log.filter(pl.col("split") != "train").select("split", "item", "trained")
+            _write(held, spill / "held" / f"{name}.parquet")
+            _write(ids.drop_nulls().hash().unique().sort().to_frame(), spill / "sessions" / f"{name}.parquet")
+            facts.append(_facts(log))
+            sessions, idle = sessions + ids.len(), idle + ids.null_count()
+            bar.update()
     by_id = sum(pl.concat(parts).n_unique() for parts in _ranges(sorted((spill / "sessions").iterdir())))
     return {
         "buckets": len(facts),

@@ -15,8 +15,10 @@ from prefect.cache_policies import NO_CACHE
 from tasks import leash
 from tasks.command import quiet, run
 from tasks.files import locked
+from tasks.mend import mend
+from tasks.plain_words import refuse_others
 
-__all__ = ["Busy", "StageFailed", "alone", "dvc", "make", "stale"]
+__all__ = ["Busy", "StageFailed", "alone", "dvc", "make", "stale", "why_stale"]
 
 WAIT = float(os.environ.get("ROOTSTOCK_WAIT", 3600))  # seconds: how long to stand in line behind another run
 POLL = 5.0  # seconds between two looks at whether it has ended
@@ -122,7 +124,12 @@ def make(stage: str, single: bool = False) -> list[str]:
 
 
 def stale() -> list[str]:
-    """The stages that DVC would run now, as far as it can know before the first of them has run.
+    """The stages that DVC would run now; see `why_stale`."""
+    return list(why_stale())
+
+
+def why_stale() -> dict[str, list]:
+    """The stages that DVC would run now, as far as it can know before the first of them has run, and its reasons.
 
     Stages that run each time by design count only when something else about them changed.
 
@@ -132,10 +139,11 @@ def stale() -> list[str]:
     """
     started = time.monotonic()
     while True:
+        _mend()
         done = subprocess.run([*_DVC, "status", "--json"], env=_environment(), text=True, capture_output=True)
         if done.returncode == 0:
             status = json.loads(done.stdout or "{}")
-            return [stage for stage, why in status.items() if why != ["always changed"]]
+            return {stage: why for stage, why in status.items() if why != ["always changed"]}
         if "is busy" not in done.stderr:
             raise _failure("status", done.returncode, done.stderr.splitlines())
         _wait("dvc status: DVC is busy", started)
@@ -146,6 +154,8 @@ _DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]
 
 def dvc(*words: str) -> tuple[int, list[str]]:
     """Run DVC on a leash and print its lines as they come: exit status and all lines but those of progress bars."""
+    _mend()
+    refuse_others()
     command = [sys.executable, "-I", "-S", leash.__file__, *_DVC, *words]
     process = subprocess.Popen(
         command,
@@ -164,6 +174,11 @@ def dvc(*words: str) -> tuple[int, list[str]]:
         process.wait()
         process.stdout.close()
         RUNNING.discard(process)
+
+
+def _mend() -> None:
+    for line in mend():
+        print(line)
 
 
 def _environment() -> dict[str, str]:

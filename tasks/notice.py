@@ -10,7 +10,7 @@ __all__ = ["drift", "notice", "standings", "tables"]
 DRIFTED = 0.2  # population stability index from which a shift is called large, by the usual rule of thumb
 
 
-def notice(key: str, title: str, rows: list[dict], words: str = "") -> str:
+def notice(key: str, title: str, rows: list[dict], words: str = "", link: str = "") -> str:
     """Publish one report and return its Markdown.
 
     Args:
@@ -18,8 +18,9 @@ def notice(key: str, title: str, rows: list[dict], words: str = "") -> str:
         title: heading.
         rows: one table row each; all with the same columns.
         words: text below the table.
+        link: where a browser opens the run's page.
     """
-    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
     from prefect.context import FlowRunContext
 
     text = "\n\n".join(filter(None, [f"# {title}", _table(rows), words])) + "\n"
@@ -27,6 +28,8 @@ def notice(key: str, title: str, rows: list[dict], words: str = "") -> str:
     if FlowRunContext.get():
         if rows:
             create_table_artifact(key=f"{key}-table", table=rows, description=title)
+        if link:
+            create_link_artifact(link, link_text="The report of this run", key=f"{key}-report", description=title)
         create_markdown_artifact(key=key, markdown=text, description=title)
     return text
 

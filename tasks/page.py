@@ -4,20 +4,26 @@ from base64 import b64encode
 from collections.abc import Mapping
 from html import escape
 
-__all__ = ["STYLE", "number", "page", "table"]
+__all__ = ["STYLE", "folded", "number", "page", "start", "table"]
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --good: #007a55; --bad: #c2410c; --dim: #808080 }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem; margin-bottom: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
+:root { color-scheme: light dark; --paper: #ffffff; --ink: #1b1f24; --line: #8884; --soft: #8881;
+  --good: #00694a; --bad: #b23a0c; --dim: #5a6068; --link: #0a58a8 }
+@media (prefers-color-scheme: dark) { :root { --paper: #14171b; --ink: #e4e7eb;
+  --good: #4cc795; --bad: #ff9468; --dim: #a2a9b2; --link: #7fb8f5 } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+  background: var(--paper); color: var(--ink); overflow-wrap: break-word }
+a { color: var(--link) }
+h1 { font-size: 1.5rem; line-height: 1.25; margin-bottom: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
 .open, .good { color: var(--good) } .closed, .bad { color: var(--bad) } .dim { color: var(--dim) }
+.scroll { overflow-x: auto } .scroll + .scroll { margin-top: .8rem } ul { padding-left: 1.2rem }
 table { border-collapse: collapse; width: 100% }
 td, th { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 td.n { white-space: nowrap }
-figure { display: inline-block; margin: .5rem 1rem .5rem 0; vertical-align: top }
-figure img { display: block; max-width: 26rem; background: white }
-code { font-size: .85em }
+figure { display: inline-block; margin: .5rem 1rem .5rem 0; vertical-align: top; max-width: 100% }
+figure img { display: block; max-width: min(26rem, 100%); background: white }
+code { font-size: .85em; overflow-wrap: anywhere } td code { overflow-wrap: normal }
 """
 MARK = {True: ("good", "passed"), False: ("bad", "FAILED"), None: ("dim", "not judged")}
 CAPTION = {
@@ -32,6 +38,13 @@ CAPTION = {
 }
 
 
+def start(title: str, also: str = "") -> str:
+    """How a page begins; `also` is style of its own."""
+    return (f"<!doctype html><html lang=en><meta charset=utf-8>"
+            f"<meta name=viewport content='width=device-width, initial-scale=1'>"
+            f"<title>{escape(title)}</title><style>{STYLE}{also}</style>")  # fmt: skip
+
+
 def page(verdict: Mapping, pictures: Mapping[str, bytes]) -> str:
     """HTML of a verdict, failed checks first."""
     state = "open" if verdict["passed"] else "closed"
@@ -40,8 +53,7 @@ def page(verdict: Mapping, pictures: Mapping[str, bytes]) -> str:
     failed = sum(check["passed"] is False for check in verdict["checks"])
     order = sorted(verdict["checks"], key=lambda check: {False: 0, True: 1, None: 2}[check["passed"]])
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{escape(verdict['model'])}: gate {state}</title><style>{STYLE}</style>",
+        start(f"{verdict['model']}: gate {state}"),
         f"<h1>{escape(verdict['model'])}: the gate is <span class={state}>{state}</span></h1>",
         f"<p>{len(verdict['checks'])} checks, {failed} failed, on {verdict['rows']} test rows. Champion: {against}. "
         f"Candidate <code>{verdict['candidate'][:16]}</code>.</p>",
@@ -85,11 +97,25 @@ def _slices(slices: list[Mapping]) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """An HTML table of cells that are HTML already; columns of numbers stand to the right."""
-    numeric = [all(row[i] in ("", "-") or row[i][:1] in "-0123456789" for row in rows) for i in range(len(head))]
+    """An HTML table of cells that are HTML already; columns of numbers stand to the right.
+
+    A table that is wider than the page scrolls in its own box.
+    """
+    numeric = [all(row[i] in ("", "-") or row[i][:1] in "-+0123456789" for row in rows) for i in range(len(head))]
     cell = lambda tag, text, number: f"<{tag}{' class=n' if number else ''}>{text}</{tag}>"
     line = lambda tag, cells: "<tr>" + "".join(cell(tag, *both) for both in zip(cells, numeric, strict=True)) + "</tr>"
-    return "<table>" + line("th", head) + "".join(line("td", row) for row in rows) + "</table>"
+    lines = line("th", head) + "".join(line("td", row) for row in rows)
+    return f"<div class=scroll><table>{lines}</table></div>"
+
+
+def folded(head: list[str], rows: list[list[str]], first: int, most: int) -> str:
+    """A table of the `first` rows, all up to `most` behind a line to open, and how many are left out."""
+    if len(rows) <= first:
+        return table(head, rows)
+    left = f"<p class=dim>{len(rows) - most} more are not shown.</p>" if len(rows) > most else ""
+    shown = min(len(rows), most)
+    more = f"<details><summary>{shown - first} more</summary>{table(head, rows[first:shown])}{left}</details>"
+    return table(head, rows[:first]) + more
 
 
 def number(value: object) -> str:

@@ -13,10 +13,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import polars as pl
 
-from tasks import fresh, plots, track
+from tasks import fresh, lineage, plots, track
 from tasks.command import run
 from tasks.files import digest, read_if_there, read_json, write_json
 from tasks.judge import failures
+from tasks.model_card import description, model_card
+from tasks.settings import read
 
 __all__ = [
     "ATTACHED", "ReplayFailed", "StaleVerdict", "candidate", "carry_out", "changes", "git_state", "promote", "replay",
@@ -25,7 +27,7 @@ __all__ = [
 
 EXAMPLES = 8
 ALIKE = 1e-6  # the same weights on the same rows, in another process
-ATTACHED = ("dvc.lock", "dvc.yaml", "params.yaml")  # enough to rebuild the version at its git revision
+ATTACHED = ("data.dvc", "dvc.lock", "dvc.yaml", "params.yaml")  # enough to rebuild the version at its git revision
 
 
 class StaleVerdict(ValueError):
@@ -64,6 +66,7 @@ def promote(name: str, judged: Path, features: Path, backbone: Path, receipt: Pa
             replayed=lambda made: _replayed(made, verdict),
             again=f"run the gate of {name} again",
             also=[lost] if head and parent is None else [],
+            known=_log(features),
         )  # fmt: skip
 
 
@@ -78,6 +81,7 @@ def carry_out(
     replayed: Callable[[track.Version], dict],
     again: str,
     also: Sequence[str] = (),
+    known: Mapping | None = None,
 ) -> dict:
     """What every promotion does with a verdict: reject, or register and crown.
 
@@ -91,6 +95,7 @@ def carry_out(
         replayed: see `crown`.
         again: what to do when the verdict is about other bytes.
         also: reasons to reject besides the failed checks.
+        known: `manifest` and `drift` of what it learned from, for its card.
 
     Returns:
         The receipt: status, version, run, champion, model, content, and reasons.
@@ -105,11 +110,15 @@ def carry_out(
     champion = track.by_alias(model, "champion")
     reasons = [*failures(verdict), *also]
     written = record(champion)
+    written["tags"] |= lineage.marks(written["tags"]["paths"])  # of every kind: its stage, and what it began from
+    card = model_card(model, written, verdict, **known or {})
+    written["files"] |= {"model_card.md": card.markdown, "model_card.html": card.html}
     if reasons:
         done = {"status": "rejected", "reasons": reasons, "run": reject(model, written)}
     else:
         refuse_stale(verdict, judged, champion, content)
         version = track.find(model, "content_sha256", content) or register(model, written)
+        track.describe(version, description(model_card(model, written, verdict, version.number, **known or {})))
         done = crown(version, champion, replayed)
     done |= {"model": model, "content": content, "champion": done.get("champion", champion and champion.number)}
     write_json(receipt, done)
@@ -213,6 +222,17 @@ def _record(name, content, verdict, judged, about, backbone, head, parent, champ
         "files": files,
         "tags": tags,
         "data": ("features", about["data"]),
+    }
+
+
+def _log(features: Path) -> dict:
+    """What the log's ingestion wrote down, and each feature's drift where it is watched, for the version's card."""
+    if not Path("params.yaml").is_file():
+        return {}
+    name = read("params.yaml:recommend.data")
+    return {
+        "manifest": read_if_there(features.parent / "ingest" / name / "manifest.json"),
+        "drift": read_if_there(features.parent / "monitor" / f"{name}.json").get("features"),
     }
 
 

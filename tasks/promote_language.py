@@ -79,6 +79,7 @@ def replay(version: track.Version) -> float:
         files = track.model_files(version, Path(place) / "version")
         if flavor.content(files / "model") != version.tags.get("content_sha256"):
             raise ReplayFailed(f"{version.uri}: its files are not those that were registered; nothing was loaded")
+        flavor.check_version(files)
         if not flavor.check_folder(files / "model"):
             return 0.0  # the very files, and no class of transformers to ask
         (expected, _), (found, _) = fresh.recall(files / "model", files)

@@ -1,7 +1,8 @@
 """Make a registered version again from what its tags and attached files name, and compare the bytes.
 
-A checkout of its git revision, with the dvc.lock and params.yaml that are attached to it, shares this repository's DVC
-cache: what the cache still has is not computed again, what it has lost is.
+A checkout of its git revision, with the dvc.lock, dvc.yaml, params.yaml and data.dvc that are attached to it, shares
+this repository's DVC cache: what the cache still has is not computed again, what it has lost is. Raw data are those of
+then, from the cache: a source outside moves on.
 """
 
 import os
@@ -11,8 +12,14 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import yaml
+
 from tasks import track
+from tasks.bundled import check_files
 from tasks.command import run
+from tasks.files import digest
+from tasks.lineage import stage_of
+from tasks.lock import Lock
 
 __all__ = ["CannotRebuild", "rebuild"]
 
@@ -34,7 +41,7 @@ def rebuild(uri: str, again: bool = False) -> tuple[str, str]:
         CannotRebuild: the revision is unknown here, files were not committed, or a stage failed; says which.
     """
     version = track.resolve(uri)
-    revision, stage = version.tags.get("git_revision", "none"), version.tags.get("stage", "")
+    revision = version.tags.get("git_revision", "none")
     if revision == "none":
         raise CannotRebuild(f"{uri} was made outside of git, so nothing says which code made it")
     if version.tags.get("git_dirty") == "true":
@@ -46,17 +53,19 @@ def rebuild(uri: str, again: bool = False) -> tuple[str, str]:
         tree = Path(folder) / "tree"
         _must(_git("worktree", "add", "--detach", str(tree), revision), f"cannot check out {revision[:12]}")
         try:
-            return version.tags["content_sha256"], _made(version, stage, tree, Path(folder), again)
+            return version.tags["content_sha256"], _made(version, tree, Path(folder), again)
         finally:
             _git("worktree", "remove", "--force", str(tree))
 
 
-def _made(version, stage: str, tree: Path, folder: Path, again: bool) -> str:
+def _made(version, tree: Path, folder: Path, again: bool) -> str:
     attached = track.download(version, "rebuild", folder)
     for file in attached.iterdir():
         shutil.copyfile(file, tree / file.name)
+    stage = stage_of(version, Lock.read(tree / "dvc.lock"))
     cache = _must(_dvc(Path.cwd(), "cache", "dir"), "cannot find the DVC cache").stdout.strip()
     _must(_dvc(tree, "cache", "dir", "--local", str(Path(cache).resolve())), "cannot share the DVC cache")
+    _pin(tree)
     # The encoder of listings that was read then, also where its alias has moved: an empty registry moves nothing.
     _dvc(tree, "checkout", "listing_encoder")
     alone = _environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/none.db"}
@@ -67,11 +76,28 @@ def _made(version, stage: str, tree: Path, folder: Path, again: bool) -> str:
         raise CannotRebuild(
             f"`dvc repro {stage}` failed at revision {version.tags['git_revision'][:12]}; its messages are above"
         )
+    if version.name.startswith("recommender-"):  # packed by its own stage
+        bundle = tree / version.tags["paths"] / "bundle"
+        check_files(bundle)
+        return digest(bundle / "manifest.json")
     folder_alone = version.name.startswith(("language-", "distill-", track.LISTINGS))
     unit = "tasks.flavor" if folder_alone else "tasks.bundle"
     words = [sys.executable, "-m", unit, *version.tags["paths"].split()]
     packed = subprocess.run(words, cwd=tree, env=_environment(), text=True, capture_output=True, check=False)
     return _must(packed, "cannot pack the rebuilt artefacts").stdout.split()[-1]
+
+
+def _pin(tree: Path) -> None:
+    """Take the raw data out of the cache and keep DVC from fetching them anew."""
+    for file, keys in (("dvc.yaml", ("stages", "fetch", "do")), ("data.dvc", ())):
+        if not (tree / file).is_file():
+            continue
+        content = part = yaml.safe_load((tree / file).read_text())
+        for key in keys:
+            part = part[key]
+        part["frozen"] = True
+        (tree / file).write_text(yaml.safe_dump(content, sort_keys=False, width=4096))
+    _must(_dvc(tree, "checkout", "data.dvc"), "the DVC cache has lost the raw data; `dvc pull` may bring them")
 
 
 def _git(*words: str) -> subprocess.CompletedProcess:

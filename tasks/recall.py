@@ -38,12 +38,18 @@ def recall(folder: Path) -> tuple[dict, dict]:
         parts = mlflow.transformers.load_model(str(folder), return_type="components")
         model, tokenizer, seen = parts["model"], parts.get("tokenizer"), {}
     else:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         kind = getattr(transformers, config.architectures[0])
-        model, loading = kind.from_pretrained(folder, output_loading_info=True)
+        model, loading = kind.from_pretrained(
+            folder, output_loading_info=True, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
         seen = {name: _names(loading.get(f"{name}_keys")) for name in ("missing", "unexpected", "mismatched")}
         tokenized = (folder / "tokenizer_config.json").is_file()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder) if tokenized else None
+        tokenizer = (
+            transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            if tokenized
+            else None
+        )
     model.eval()
     rows = [_inputs(model, tokenizer, text) for text in TEXTS]
     found = {f"ids.{index}": row["input_ids"] for index, row in enumerate(rows) if "input_ids" in row}
@@ -86,7 +92,9 @@ def _plain(folder: Path, model) -> dict:
     import torch
     import transformers
 
-    plain, loading = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+    plain, loading = transformers.AutoModel.from_pretrained(
+        folder, output_loading_info=True, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
     lacking = _names(loading.get("missing_keys"))
     own, prefix = model.state_dict(), f"{model.base_model_prefix}."
     pairs = {name: (part, own.get(prefix + name, own.get(name))) for name, part in plain.state_dict().items()}

@@ -7,6 +7,7 @@ must never wait for a registry, so a registry that does not answer leaves the fi
 import base64
 import json
 import os
+import re
 import sqlite3
 import sys
 from pathlib import Path
@@ -30,9 +31,10 @@ def registry(out: Path) -> str:
     try:
         found = _ask(address) or _create()
     except (OSError, ValueError, sqlite3.Error) as error:
+        shown = re.sub(r"//[^/\s]*@", "//", address)  # without a password
         found = read_json(out)["registry"] if out.is_file() else "unknown"
         print(
-            f"warning: MLflow at {address} does not answer ({error}); training goes on, promotions will not",
+            f"warning: MLflow at {shown} does not answer ({error}); training goes on, promotions will not",
             file=sys.stderr,
         )
     write_json(out, {"registry": found})

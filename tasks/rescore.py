@@ -103,7 +103,11 @@ def _plain(start: Start, kind: Kind):
     import transformers
 
     transformers.logging.set_verbosity_error()
-    return getattr(transformers, kind.loader).from_pretrained(start.tokenizer).eval()
+    return (
+        getattr(transformers, kind.loader)
+        .from_pretrained(start.tokenizer, local_files_only=True, trust_remote_code=False, use_safetensors=True)
+        .eval()
+    )
 
 
 def _refuse_classes(start: Start, kind: Kind) -> None:

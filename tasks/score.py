@@ -9,6 +9,7 @@ It imports nothing of the repository, only mlflow and polars; the model brings i
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -20,6 +21,15 @@ __all__ = ["ChangedVersion", "score"]
 
 REPEATS = 20
 COVERED = (".py", ".pyc", ".so", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")  # what may run code
+
+DESCRIBED = {  # what MLmodel says of every version that tasks/track.py registers
+    "loader_module": "mlflow.pyfunc.loaders.code_model",
+    "code": "code",
+    "model_code_path": "serve.py",
+    "artifacts": {"bundle": "artifacts/bundle"},
+    "other flavours": [],
+}
+HARMLESS = ("cloudpickle_version", "env", "python_version", "streamable")
 
 
 class ChangedVersion(ValueError):
@@ -45,7 +55,7 @@ def score(uri: str, rows: str | Path, out: str | Path) -> dict:
         os.environ.setdefault(name, "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
-    address = os.environ["MLFLOW_TRACKING_URI"]
+    address = _shown(os.environ["MLFLOW_TRACKING_URI"])
     if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).is_file():
         raise ValueError(f"there is no registry at {address}; run where it is, or set MLFLOW_TRACKING_URI")
     import mlflow
@@ -63,7 +73,7 @@ def score(uri: str, rows: str | Path, out: str | Path) -> dict:
             check(folder, version.tags.get("content_sha256"), uri)
             model = mlflow.pyfunc.load_model(str(folder))
     except MlflowException as error:
-        raise ValueError(f"{uri} cannot be loaded from {address}: {error}") from None
+        raise ValueError(f"{uri} cannot be loaded from {address}: {_shown(error)}") from None
     loaded = time.perf_counter() - started
 
     names = [column.name for column in model.metadata.signature.inputs]
@@ -118,6 +128,7 @@ def check(folder: Path, expected: str | None, uri: str) -> None:
         raise ChangedVersion(
             f"{uri}: the manifest at {manifest} is not the registered one ({expected}); nothing was loaded"
         )
+    _check_description(folder / "MLmodel", uri)
     listed = json.loads(manifest.read_text())
     wanted = {bundle / name: sha for name, sha in listed["files"].items()}
     wanted |= {
@@ -130,6 +141,33 @@ def check(folder: Path, expected: str | None, uri: str) -> None:
                if path.suffix.lower() in COVERED and path not in wanted]  # fmt: skip
     if faults:
         raise ChangedVersion(f"{uri}: {'; '.join(faults)}; nothing was loaded. Roll back, or rebuild this version")
+
+
+def _check_description(file: Path, uri: str) -> None:
+    """MLmodel carries times and ids, so no hash covers it; it must load the checked files, and nothing else.
+
+    Raises:
+        ChangedVersion: it names another loader, folder of code or artifact.
+    """
+    import yaml
+
+    try:
+        flavors = dict(yaml.safe_load(file.read_text())["flavors"])
+        told = dict(flavors.pop("python_function"))
+        places = {name: part["path"] for name, part in told.pop("artifacts").items()}
+        code = Path(told.pop("model_code_path")).name
+    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ChangedVersion(f"{uri}: {file} is no description of this model ({error}); nothing was loaded") from None
+    found = told | {"artifacts": places, "model_code_path": code, "other flavours": sorted(flavors)}
+    odd = {name: value for name, value in found.items() if name in DESCRIBED and value != DESCRIBED[name]}
+    odd |= {name: value for name, value in found.items() if name not in DESCRIBED and name not in HARMLESS}
+    if odd:
+        raise ChangedVersion(f"{uri}: {file} loads by {odd}, which is not what was registered; nothing was loaded")
+
+
+def _shown(text: object) -> str:
+    """A text without the passwords of the addresses in it."""
+    return re.sub(r"//[^/\s]*@", "//", str(text))
 
 
 def _widened(schema, names: list[str], pl) -> list:

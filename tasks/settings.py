@@ -27,7 +27,10 @@ def read(address: str):
     file, _, key = address.partition(":")
     if not Path(file).is_file():
         raise SettingsError(f"{file} does not exist here; settings are read from the repository root")
-    value = yaml.safe_load(Path(file).read_text())
+    try:
+        value = yaml.safe_load(Path(file).read_text())
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{file} is not plain YAML: {' '.join(str(error).split())}") from None
     seen = file
     for step in filter(None, key.split(".")):
         if not isinstance(value, dict) or step not in value:

@@ -23,6 +23,7 @@ from pathlib import Path
 from tasks.command import run
 from tasks.files import digest, new_folder, read_json, write_json
 from tasks.ingest_text import sentences
+from tasks.poison import refuse_poison
 from tasks.settings import SettingsError, read
 
 __all__ = ["TokenizerError", "Vocabulary", "check_vocabulary", "copy_tokenizer", "make_tokenizer", "train"]
@@ -431,6 +432,7 @@ def _taken(path: Path, lowercase: bool | None):
 def _of_transformers(folder: Path):
     from transformers import AutoTokenizer
 
+    refuse_poison(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -22,6 +22,7 @@ from tasks.command import run
 from tasks.files import new_folder, read_json, write_json
 from tasks.ingest_text import STREAMS, TextRejected, listed
 from tasks.pieces import Pieces
+from tasks.progress import progress
 from tasks.settings import SettingsError
 from tasks.shards import Writer
 from tasks.tokenizer import Vocabulary
@@ -71,10 +72,12 @@ def tokens(tokenizer: str | Path, ingested: str | Path, out: str | Path, workers
             writers = {stream: Writer(folder / split / stream, vocabulary.size) for stream in STREAMS[source["kind"]]}
             rows = pl.scan_parquet(path).select(pl.len()).collect().item()
             job = partial(_job, str(tokenizer), str(path), source["kind"], JOB_ROWS)
-            for blocks, left_out in _results(pool, processes, job, rows):
-                manifest["left_out"] += left_out
-                for writer, block in zip(writers.values(), blocks, strict=True):
-                    writer.append(*block)
+            with progress(rows, f"tokens of {split}", "text") as bar:
+                for blocks, left_out in _results(pool, processes, job, rows):
+                    manifest["left_out"] += left_out
+                    for writer, block in zip(writers.values(), blocks, strict=True):
+                        writer.append(*block)
+                    bar.update(min(JOB_ROWS, rows - bar.n))
             manifest["splits"][split] = {
                 stream: _counts(writer.close(**facts, split=split, stream=stream)) for stream, writer in writers.items()
             }

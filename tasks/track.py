@@ -14,26 +14,30 @@ import uuid
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
+from tasks import process
 from tasks.command import quiet
 from tasks.files import locked
 
 __all__ = [
-    "IDENTITY", "LISTINGS", "NAME", "RegistryError", "RegistryUnreachable", "Version", "by_alias", "by_number",
-    "check_name", "download", "find", "find_run", "flat", "identity", "log_run", "model_files", "register",
-    "register_folder", "resolve", "run_data", "set_alias",
-    "set_tags", "shown", "uri",
+    "IDENTITY", "LISTINGS", "NAME", "RegistryError", "RegistryUnreachable", "Version", "attach", "by_alias",
+    "by_number", "check_name", "describe", "download", "find", "find_run", "flat", "identity", "log_run", "model_files",
+    "page_of", "register", "register_folder", "resolve", "run_data", "set_alias", "set_tags", "shown", "uri",
+    "versions",
 ]  # fmt: skip
 
 NAME = "rootstock"  # the experiment of every run
 LISTINGS = "listing-encoder"  # the registered model that reads listings' words for a backbone
 IDENTITY = "rootstock.identity"  # its tag that tells a new registry from the one that was deleted
+PROCESS = "rootstock.process"  # a run's tag: who writes it, so that a run whose writer was killed can be closed
 PROBE_SECONDS = 5
 SQLITE = "sqlite:///"
+HERE = f"{SQLITE}mlruns/mlflow.db"
 
 
 class RegistryError(ValueError):
@@ -60,12 +64,17 @@ class Version:
 
 def uri() -> str:
     """Where runs and models are kept."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlruns/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or HERE
 
 
 def shown() -> str:
     """The address without a password that it may carry."""
-    return re.sub(r"//[^/@]*@", "//", uri())
+    return _without_passwords(uri())
+
+
+def _without_passwords(text: object) -> str:
+    """What MLflow says repeats the addresses that it was given."""
+    return re.sub(r"//[^/\s]*@", "//", str(text))
 
 
 def _spoken(ask: Callable) -> Callable:
@@ -82,17 +91,34 @@ def _spoken(ask: Callable) -> Callable:
         except (requests.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
             raise _unreachable(error) from None
         except MlflowException as error:
-            if "API request to" in str(error) or "sqlalchemy" in str(error).lower():
+            if re.search(r"API request to|sqlalchemy|\((sqlite3|psycopg2?)\.", str(error), re.IGNORECASE):
                 raise _unreachable(error) from None
-            raise RegistryError(f"MLflow at {shown()} refused: {error}") from None
+            raise RegistryError(f"MLflow at {shown()} refused: {_without_passwords(error)}") from None
+        except _store_errors() as error:
+            raise RegistryError(f"the object store of MLflow's files refused: {_without_passwords(error)}") from None
 
     return asked
 
 
+def _store_errors() -> tuple[type[Exception], ...]:
+    """What the client of an object store raises, where one is installed; asked for only when something was raised."""
+    if find_spec("boto3") is None:
+        return ()
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return Boto3Error, BotoCoreError, ClientError
+
+
 def _unreachable(error: object) -> RegistryUnreachable:
+    said = re.sub(r"^\((sqlite3|psycopg2?)\.\w+\) ", "", _without_passwords(error).splitlines()[0][:200])
+    now = "Start it, or unset MLFLOW_TRACKING_URI to use mlruns/ here, then run `dvc repro` again"
+    if "database is locked" in said:
+        now = "Another program holds the database: end it or wait for it, then run `dvc repro` again"
+    elif uri().startswith(SQLITE):
+        now = "Mend that, then run `dvc repro` again"
     return RegistryUnreachable(
-        f"MLflow does not answer at {shown()} ({str(error).splitlines()[0][:200]}); nothing was registered and the "
-        f"champion is as it was. Start it, or unset MLFLOW_TRACKING_URI to use mlruns/ here, then run `dvc repro` again"
+        f"MLflow does not answer at {shown()} ({said}); nothing was registered and the champion is as it was. {now}"
     )
 
 
@@ -107,6 +133,7 @@ def _client():
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store").setLevel(logging.CRITICAL)  # it shows what it raises, which we say in a line
     logging.getLogger("alembic").setLevel(logging.ERROR)
     mlflow.set_tracking_uri(address)
     client = mlflow.MlflowClient()
@@ -180,8 +207,9 @@ def log_run(
     from mlflow.entities import Param, RunTag
 
     client = _client()
+    _close_abandoned(client)
     experiment = client.get_experiment_by_name(NAME).experiment_id
-    run = client.create_run(experiment, run_name=name).info.run_id
+    run = client.create_run(experiment, run_name=name, tags={PROCESS: process.mark()}).info.run_id
     try:
         texts = {key: str(value)[:6000] for key, value in flat(params).items()}
         client.log_batch(run, params=[Param(key, value) for key, value in sorted(texts.items())],
@@ -196,6 +224,15 @@ def log_run(
         raise
     client.set_terminated(run, "FINISHED")
     return run
+
+
+def _close_abandoned(client) -> None:
+    """End the runs whose process was killed: they would look as if they were at work for good."""
+    experiment = client.get_experiment_by_name(NAME).experiment_id
+    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        if process.alive(run.data.tags.get(PROCESS, "")) is False and PROCESS in run.data.tags:
+            versions = client.search_model_versions(f"run_id = '{run.info.run_id}'")
+            client.set_terminated(run.info.run_id, "FINISHED" if versions else "KILLED")
 
 
 def _log_metrics(client, run: str, metrics: dict[str, float], curve: list[dict[str, float]]) -> None:
@@ -282,6 +319,7 @@ def register(
         ),
     )
     code = model / "code"
+    _client().set_tag(run, PROCESS, process.mark())
     with mlflow.start_run(run_id=run):
         info = mlflow.pyfunc.log_model(
             name=name,
@@ -308,7 +346,7 @@ def register_folder(run: str, name: str, folder: Path, metrics: dict[str, float]
     from tasks import flavor
 
     check_name(name)
-    _client()
+    _client().set_tag(run, PROCESS, process.mark())
     with mlflow.start_run(run_id=run):
         info = Model.log(None, flavor, name=name, run_id=run, flavor_name="transformers", folder=folder)
         return _registered(info, name, metrics, tags)
@@ -337,6 +375,16 @@ def find(name: str, tag: str, value: str) -> Version | None:
     """The first version of a model that carries a tag, such as the content's SHA-256."""
     found = _client().search_model_versions(f"name = '{check_name(name)}' and tag.`{tag}` = '{value}'")
     return _version(min(found, key=lambda version: int(version.version))) if found else None
+
+
+@_spoken
+def versions() -> list[Version]:
+    """Every registered version, by name and number."""
+    client, found, token = _client(), [], None
+    while token is None or token:
+        page = client.search_model_versions(page_token=token)
+        found, token = found + list(map(_version, page)), page.token or ""
+    return sorted(found, key=lambda version: (version.name, version.number))
 
 
 @_spoken
@@ -410,7 +458,9 @@ def resolve(uri: str) -> Version:
 @_spoken
 def set_alias(version: Version, alias: str) -> None:
     """Point `alias` at a version; one transaction."""
-    _client().set_registered_model_alias(version.name, alias, str(version.number))
+    client = _client()
+    _close_abandoned(client)
+    client.set_registered_model_alias(version.name, alias, str(version.number))
 
 
 @_spoken
@@ -419,6 +469,26 @@ def set_tags(version: Version, **tags: object) -> None:
     client = _client()
     for key, value in tags.items():
         client.set_model_version_tag(version.name, str(version.number), key, str(value))
+
+
+@_spoken
+def describe(version: Version, text: str) -> None:
+    """Set what a version's own page says of it, in Markdown."""
+    _client().update_model_version(version.name, str(version.number), text)
+
+
+@_spoken
+def attach(run: str, place: str, content: Path | str | bytes) -> None:
+    """Keep one more file with a run that is over; see `log_run`."""
+    _log_file(_client(), run, place, content)
+
+
+@_spoken
+def page_of(run: str, place: str) -> str:
+    """Where a browser shows a run's file: at the server, or where `make ui` opens what lies in this checkout."""
+    experiment = _client().get_run(run).info.experiment_id
+    server = shown().rstrip("/") if uri().startswith("http") else "http://127.0.0.1:5000"
+    return f"{server}/#/experiments/{experiment}/runs/{run}/artifacts/{place}"
 
 
 @_spoken

@@ -27,7 +27,7 @@ LANGUAGE = (
 WRITING = (
     "base", "near", "vocabulary_of", "vocabulary", "continued_of", "continued", "evaluation_of", "evaluate_continued",
     "pages_continued", "gate_continued", "promote_continued", "authored", "instructed", "evaluate_instructed",
-    "pages_instructed", "gate_instructed", "promote_instructed", "generated",
+    "pages_instructed", "gate_instructed", "promote_instructed", "generated", "judged",
 )  # fmt: skip
 DISTILL = (
     "lent", *(f"{step}{kind}" for kind in ("distill", "mix", "chain", "several")

@@ -11,6 +11,7 @@ import yaml
 from models import build, method, names, summary
 from models.distill._signals import Shape
 from tasks.curriculum import PARTS, read_entry, stages_of
+from tasks.monitor import settings_for
 from tasks.readme import fill, pages, refuse_lost_tables
 from tasks.recipes import read_recipe
 
@@ -120,6 +121,7 @@ def test_every_entry_of_params_builds():
     backbone = params["recommend"]["backbone"]
     model = build("recommend", backbone["method"], [5, 6], 3, len(backbone["tasks"]), **backbone["settings"])
     assert model.head(**params["recommend"]["head"]["settings"])
+    assert settings_for(params["monitor"])
 
 
 def test_tables_are_current():

@@ -246,7 +246,10 @@ def _prompts(test: Sequence[Mapping]) -> pl.DataFrame:
     said = [[{"role": "user", "content": LlamaE.asked(one["instruction"], one["input"])}] for one in asked]
     messages = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
     ids = [f"{one['task']}/{number}" for number, one in enumerate(asked)]
-    return pl.DataFrame({"id": ids, "messages": said}, schema={"id": pl.String, "messages": messages})
+    made = {"id": ids, "messages": said, "topic": [one["category"] for one in asked],
+            "reference": [one["output"] for one in asked]}  # fmt: skip
+    strings = dict.fromkeys(made, pl.String)
+    return pl.DataFrame(made, schema=strings | {"messages": messages})
 
 
 def _content(teacher: Writer) -> str | None:

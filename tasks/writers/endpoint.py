@@ -4,13 +4,13 @@ Source: the protocol of POST <address>/chat/completions.
 """
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from tasks.credentials import secret, without
 from tasks.settings import SettingsError
 from tasks.writers._writer import Prompt, Writer, WriterRefused, prompt_hash
 
@@ -31,7 +31,7 @@ class Endpoint(Writer):
         new_tokens: of an answer, at most.
         temperature: 0 for the most likely words.
         seed: sent along; not every server heeds it.
-        key_variable: environment variable with the key; it may be unset for a server of one's own.
+        key_variable: name of the key, see tasks/credentials.py; it may be unset for a server of one's own.
         tries: of one prompt.
         wait: seconds before the second try, doubled for each further one, and what the server asks for if more.
         timeout: seconds of one try.
@@ -55,13 +55,16 @@ class Endpoint(Writer):
     ):
         if not str(address).startswith(("http://", "https://")):
             raise SettingsError(f"the address of an endpoint begins with http:// or https://; got {address!r}")
+        if "@" in str(address).split("://", 1)[1].split("/", 1)[0]:
+            raise SettingsError("the address of an endpoint carries a password, which params.yaml must not hold; name "
+                                "a variable with it as key_variable")  # fmt: skip
         for name, value in {"new_tokens": new_tokens, "tries": tries, "parallel": parallel}.items():
             if not isinstance(value, int) or value < 1:
                 raise SettingsError(f"endpoint: {name} must be a whole number >= 1, got {value!r}")
         self.url = f"{address.rstrip('/')}/chat/completions"
         self.model, self.licence, self.system = model, licence, system
         self.body = {"model": model, "max_tokens": new_tokens, "temperature": temperature, "seed": seed}
-        self.key, self.tries, self.pause, self.timeout = os.environ.get(key_variable), tries, wait, timeout
+        self.key, self.tries, self.pause, self.timeout = secret(key_variable), tries, wait, timeout
         self.teacher = f"{model}@{prompt_hash(repr([sorted(self.body.items()), system]))[:12]}"
         self.batch = parallel
 
@@ -76,10 +79,10 @@ class Endpoint(Writer):
         for number in range(self.tries):
             try:
                 with urlopen(Request(self.url, body, headers), timeout=self.timeout) as answer:
-                    return _text(self.url, answer.read())
+                    return _text(self.url, answer.read(), self.key)
             except HTTPError as error:
                 if error.code not in LATER:
-                    told = error.read(300).decode("utf-8", "replace")
+                    told = without(error.read().decode("utf-8", "replace"), self.key)[:300]
                     raise WriterRefused(f"{self.url} answered {error.code} to prompt {prompt.key}: {told}") from None
                 last, asked = f"it answered {error.code}", _seconds(error.headers.get("Retry-After"))
             except (URLError, ConnectionError, TimeoutError) as error:
@@ -89,11 +92,11 @@ class Endpoint(Writer):
         raise ConnectionError(f"{self.url} gave no answer to prompt {prompt.key} in {self.tries} tries: {last}")
 
 
-def _text(url: str, content: bytes) -> str:
+def _text(url: str, content: bytes, key: str | None) -> str:
     try:
         return json.loads(content)["choices"][0]["message"]["content"] or ""
     except (ValueError, LookupError, TypeError):
-        told = content[:200].decode("utf-8", "replace")
+        told = without(content.decode("utf-8", "replace"), key)[:200]
         raise WriterRefused(f"{url} does not speak the chat protocol, it answered: {told}") from None
 
 

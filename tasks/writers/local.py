@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tasks.files import digest
+from tasks.poison import refuse_poison
 from tasks.settings import SettingsError
 from tasks.slots import slot
 from tasks.writers._writer import Prompt, Writer, WriterRefused, prompt_hash
@@ -48,6 +49,7 @@ class Local(Writer):
         self.folder = place / "model" if (place / "model").is_dir() else place
         if not self.folder.is_dir():
             raise SettingsError(f"{folder} is no folder; a local writer needs a model with its tokenizer")
+        refuse_poison(self.folder)
         if precision not in ("float32", "bfloat16"):
             raise SettingsError(f"local: precision is float32 or bfloat16, got {precision!r}")
         if new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
@@ -71,7 +73,9 @@ class Local(Writer):
         import torch
         import transformers
 
-        tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, padding_side="left")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            self.folder, padding_side="left", local_files_only=True, trust_remote_code=False
+        )
         dtype = getattr(torch, self.precision)
         if self.ours:
             from models.components._model import assemble
@@ -84,12 +88,14 @@ class Local(Writer):
             model = assemble(start.recipe)
             model.load_state_dict(start.state)
             return model.to(dtype).eval(), tokenizer
-        config = transformers.AutoConfig.from_pretrained(self.folder)
+        config = transformers.AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         named = config.architectures or [""]
         if not config.is_encoder_decoder and not any(each.endswith(("LMHeadModel", "ForCausalLM")) for each in named):
             raise WriterRefused(f"{self.folder} is a {named[0] or config.model_type}, which writes no text")
         auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-        return auto.from_pretrained(self.folder, dtype=dtype).eval(), tokenizer
+        return auto.from_pretrained(
+            self.folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        ).eval(), tokenizer
 
     def _framed(self, tokenizer, text: str) -> str:
         if not self.chat or not tokenizer.chat_template:

@@ -1,6 +1,5 @@
 """Deployment: prefect.yaml fits the flows, dead servers and taken ports are named, stale pid files mean nothing."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 import yaml
 
 from tasks import deploy as module
+from tasks import process
 from tasks.deploy import DeployFailed, ServerUnreachable, expect_server, stop
 
 ROOT = Path(__file__).parents[2]
@@ -93,10 +93,12 @@ def test_a_port_that_answers_something_else_is_no_server(taken_port):
     assert not module._healthy("no url")
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "999999999 1.0", "OURS 1.0"])
+@pytest.mark.parametrize("text", ["", "nonsense", "HOST BOOT 1 999999999", "HOST BOOT 1 OURS", "HOST other START OURS"])
 def test_a_stale_pid_file_is_nobody(checkout, text, capsys):
-    # The last one: since a reboot, this number belongs to another program.
-    (module.FOLDER / "server.pid").write_text(text.replace("OURS", str(os.getpid())))
+    # The last two: this number belongs to another program by now, since a reboot or not.
+    for name, value in zip(("HOST", "BOOT", "START", "OURS"), process.mark().split(), strict=True):
+        text = text.replace(name, value)
+    (module.FOLDER / "server.pid").write_text(text)
     assert module._alive("server") is None
     stop()
     assert "server: was not up" in capsys.readouterr().out
@@ -107,18 +109,30 @@ def test_stop_ends_the_process_and_its_children(checkout, monkeypatch, capsys):
     import psutil
 
     code = "import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    born = psutil.Process(process.pid)
+    server = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    born = psutil.Process(server.pid)
     while not born.children():
         time.sleep(0.05)
     (child,) = born.children()
     monkeypatch.setattr(module, "GRACE", 0.5)
-    (module.FOLDER / "worker.pid").write_text(f"{process.pid} {born.create_time()}")
-    assert module._alive("worker").pid == process.pid
+    (module.FOLDER / "worker.pid").write_text(process.mark(server.pid))
+    assert module._alive("worker").pid == server.pid
     stop()
-    process.wait(5)
+    server.wait(5)
     assert not child.is_running()
     assert "worker: stopped" in capsys.readouterr().out
+
+
+def test_a_webhook_is_an_address_and_is_never_shown(checkout, monkeypatch):
+    monkeypatch.setenv(module.WEBHOOK, "hooks.example.org/T0/secret")
+    with pytest.raises(DeployFailed, match="must begin with http") as refused:
+        module.deploy()
+    assert "secret" not in str(refused.value)
+    assert not (module.FOLDER / "server.pid").exists()
+    monkeypatch.setenv(module.WEBHOOK, "")
+    assert module.webhook() == ""
+    monkeypatch.delenv(module.WEBHOOK)
+    assert module.webhook() is None
 
 
 def test_an_unknown_word_is_refused():

@@ -254,6 +254,9 @@ def test_a_candidate_equal_to_the_champion_passes_with_a_margin(here, monkeypatc
     assert verdict["passed"]
     assert np.abs(verdict["intervals"]["offer_make"]).max() < 1e-6
     assert verdict["champion"]["version"] == 3
+    assert verdict["champion"]["slices"] == verdict["slices"]
+    bins = verdict["reliability"]["offer_make"]
+    assert sum(bins["rows"]) == verdict["metrics"]["offer_make"]["rows"]
 
 
 def test_a_better_logloss_counts_upwards(here, monkeypatch):

@@ -58,7 +58,7 @@ def champion(name=NAME):
     return found and found.number
 
 
-def test_what_a_version_says_about_itself(promoted, shop):
+def test_what_a_version_says_about_itself(promoted, shop, tmp_path):
     version = track.by_alias(NAME, "champion")
     tags = version.tags
     assert tags["content_sha256"] == bundle.content(shop / "backbone", shop / "prompt/offer_make")
@@ -75,6 +75,12 @@ def test_what_a_version_says_about_itself(promoted, shop):
     kept = {Path(file.path).name for file in client.list_artifacts(version.run, "verdict")}
     assert kept >= {"roc.png", "reliability.png", "verdict.html", "verdict.json"}
     assert track.by_alias(NAME, "challenger") == version
+    card = client.get_model_version(NAME, "1").description
+    assert card.startswith(f"# {NAME}, version 1\n") and "arXiv:2408.17214" in card
+    assert {"model_card.md", "model_card.html"} <= {file.path for file in client.list_artifacts(version.run)}
+    track.attach(version.run, "report/index.html", "<p>x")
+    assert track.download(version, "report/index.html", tmp_path).read_text() == "<p>x"
+    assert track.page_of(version.run, "report/index.html").endswith(f"/runs/{version.run}/artifacts/report/index.html")
 
 
 def test_the_same_bytes_make_no_second_version(promoted, here):
