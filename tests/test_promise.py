@@ -260,6 +260,7 @@ def test_the_tutorial_as_it_is_typed(checkout):
                    2: ["gate_backbone", "promote_backbone", "gate@offer_soon", "promote@offer_soon"]}  # fmt: skip
     assert not verdict["passed"] and checkout.champion("recommend-offer_soon") == 1
     assert not (checkout.folder / "artifacts/prompt/offer_soon").exists()
+    assert checkout.repro() == ["gate_backbone", "promote_backbone"]  # the section of gates is what it was
     assert checkout.repro() == []
 
 

@@ -115,9 +115,9 @@ def champion(checkout: Checkout, model: str) -> dict:
 
 
 def test_students_of_reasons_and_of_languages_are_versions(checkout):
-    assert champion(checkout, "distill-match")["stage"] == "relevance@match"
+    assert champion(checkout, "distill-match")["stage"] == "distill_relevance@match"
     tags = champion(checkout, "distill-zh")
-    assert tags["stage"] == "languages@zh" and tags["teacher"].startswith("models:/language-translate/")
+    assert tags["stage"] == "distill_languages@zh" and tags["teacher"].startswith("models:/language-translate/")
 
 
 def test_a_task_of_a_shared_student_is_a_version_that_names_its_teacher(checkout):
@@ -126,7 +126,7 @@ def test_a_task_of_a_shared_student_is_a_version_that_names_its_teacher(checkout
     assert {"kept", "latency_ms", "ratio", "size_mb"} <= set(verdict["model_metrics"])
     tags = champion(checkout, "distill-shop_category")
     assert tags["teacher"] == "artifacts/finetune/category"  # which is no version in this checkout
-    assert tags["stage"] == "tasks@shop_category"
+    assert tags["stage"] == "distill_tasks@shop"
 
 
 def test_one_line_makes_its_own_stages_stale(checkout):
