@@ -1,6 +1,8 @@
 """What the tests of flows share: a checkout with a params.yaml, and `make` that only writes down what it was asked."""
 
 import pytest
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
 
 from tasks.make import StageFailed
 
@@ -39,6 +41,16 @@ class Made(list):
         if stage in self.broken:
             raise StageFailed(stage, "it broke", 1)
         return [stage]
+
+
+@pytest.fixture(scope="module")
+def prefect():
+    """A Prefect server of the test module's own."""
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),  # its thread is joined for a second a flow
+    ):
+        yield
 
 
 @pytest.fixture

@@ -6,20 +6,9 @@ import time
 import pytest
 from prefect import task
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import recommend as module
 from flows.recommend import TasksFailed
-
-
-@pytest.fixture(scope="module")
-def prefect():
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),  # its thread is joined for a second a flow
-    ):
-        yield
 
 
 def test_chains_run_side_by_side_and_a_failed_one_fails_the_flow(prefect, made, monkeypatch):

@@ -2,23 +2,11 @@
 
 import time
 
-import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import watch as module
 from tasks import monitor as unit
-
-
-@pytest.fixture(scope="module")
-def prefect():
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),  # its thread is joined for a second a flow
-    ):
-        yield
 
 
 def test_what_is_over_arrives_as_an_event(prefect, made, monkeypatch):
