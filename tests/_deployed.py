@@ -1,47 +1,23 @@
 """A checkout under a real Prefect server and worker, on a fast clock, and a receiver of its messages."""
 
 import json
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
-import psutil
 import yaml
 from _checkout import Checkout
 
 PATIENCE = 420.0  # seconds for a run; the machine may be busy with other tests
 
 
-class Receiver:
-    """A web address that keeps what is posted to it."""
-
-    def __init__(self):
-        said = self.said = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                said.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(204)
-                self.end_headers()
-
-            def log_message(self, *_):
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
 class Deployed:
-    """`python -m tasks.deploy up` in a checkout; look at its runs, and kill its parts."""
+    """`python -m tasks.deploy up` in a checkout; look at its runs."""
 
     def __init__(self, checkout: Checkout, port: int):
         self.checkout, self.port = checkout, port
@@ -62,15 +38,6 @@ class Deployed:
         for words in (["prefect", "--no-prompt", "deploy", "--all"], ["tasks.deploy", "arrange"]) if deploy else ():
             subprocess.run([sys.executable, "-m", *words], check=True, cwd=self.checkout.folder,
                            env=self.environment(), stdout=subprocess.DEVNULL)  # fmt: skip
-
-    def kill(self, name: str) -> None:
-        """SIGKILL a part and everything that it started, as a power cut would."""
-        pid = int((self.checkout.folder / f".prefect/{name}.pid").read_text().split()[-1])
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-        for member in family:
-            member.send_signal(signal.SIGKILL)
-        psutil.wait_procs(family, timeout=10)
 
     def ask(self, path: str, body: dict | None = None):
         """What the server answers, as JSON."""
@@ -112,12 +79,12 @@ class Deployed:
 
 
 @contextmanager
-def deployed(checkout: Checkout, webhook: str = "") -> Iterator[Deployed]:
+def deployed(checkout: Checkout) -> Iterator[Deployed]:
     """A server and a worker for a checkout; both end with the block, also when it fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    checkout.environment |= {"ROOTSTOCK_PORT": str(port), "ROOTSTOCK_WEBHOOK": webhook,
+    checkout.environment |= {"ROOTSTOCK_PORT": str(port), "ROOTSTOCK_WEBHOOK": "",
                              "PREFECT_API_DATABASE_TIMEOUT": "60"}  # fmt: skip
     for name in ("PREFECT_API_URL", "PREFECT_HOME"):
         checkout.environment.pop(name, None)
