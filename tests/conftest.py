@@ -1,6 +1,7 @@
 """What every test shares: one thread each (two run at a time), no telemetry, real data when it is there."""
 
 import os
+import sys
 from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS"):
@@ -24,3 +25,11 @@ def shared_data() -> Path | None:
     """The folder of real logs beside the checkout, or None: tests then use their own small data."""
     folder = ROOT.parent / "shared" / "data"
     return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_path():
+    """Each file begins with the path it found: MLflow puts a loaded version's code, its `models`, in front for good."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before

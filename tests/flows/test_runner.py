@@ -45,7 +45,7 @@ if name in Path("broken").read_text().split():
 """
 
 
-# In a process of its own: one that had a cluster of Dask loses those that it forks later, without a word.
+# In a process of its own, with a file: the processes of a cluster import it.
 FLOW = """
 import os
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings

@@ -1,7 +1,7 @@
 """Two ranks on gloo are one process; activation checkpointing and compilation change no number."""
 
-import multiprocessing
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from torch import nn
 
 from models import parallel
 from models.fit import fit
+from tests._forked import ended
 
 WIDTH, STEPS = 6, 4
 
@@ -80,18 +81,11 @@ def trained(kind: str, micro: int = 8, precision: torch.dtype | None = None, act
 
 
 def on_two_ranks(work, folder: Path) -> None:
-    """Run `work(folder)` in two processes that are forked: they need not import torch again."""
+    """Run `work(folder)` on two ranks, forked processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=_rank, args=(work, folder, number, port)) for number in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-        process.kill()
-    assert [process.exitcode for process in ranks] == [0, 0]
+    assert ended(*(partial(_rank, work, folder, number, port) for number in range(2))) == [0, 0]
 
 
 def _rank(work, folder: Path, number: int, port: int) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 import os
 import signal
 import socket
@@ -23,6 +22,7 @@ from tasks.continue_pretraining import continue_pretraining, flops_of_causal, ma
 from tasks.extend_vocabulary import extend_vocabulary
 from tasks.mixture import Mixture, MixtureError
 from tasks.settings import SettingsError
+from tests._forked import ended
 
 TRAINING = {"steps": 8, "batch": 8, "lr": 5.0e-3, "evaluate_steps": 4, "evaluate_rows": 8, "checkpoint_steps": 2,
             "seed": 3}  # fmt: skip
@@ -62,16 +62,6 @@ def same(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def unbroken(place) -> Path:
     return trained(place, place / "unbroken")
-
-
-def child(*works) -> list[int]:
-    processes = [multiprocessing.get_context("fork").Process(target=work) for work in works]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(90)
-        process.kill()
-    return [process.exitcode for process in processes]
 
 
 @pytest.fixture
@@ -141,7 +131,7 @@ def test_killed_at_a_step(place, unbroken, tmp_path, opened, monkeypatch, kill_a
     with monkeypatch.context() as patched:
         opened("gpt2")
         patched.setattr(Mixture, "rows", dies)
-        assert child(lambda: trained(place, tmp_path / "out")) == [-signal.SIGKILL]
+        assert ended(lambda: trained(place, tmp_path / "out")) == [-signal.SIGKILL]
     monkeypatch.undo()
     assert not (tmp_path / "out").exists()
     assert bool(list((tmp_path / "out-checkpoints").rglob("*.safetensors"))) == (kill_at == 5)
@@ -164,7 +154,7 @@ def test_two_ranks_are_one(place, tmp_path, opened, start, parallel):
         trained(place, tmp_path / "two", start, {"steps": 4, "parallel": parallel})
 
     opened(start)
-    assert child(lambda: rank(0), lambda: rank(1)) == [0, 0]
+    assert ended(lambda: rank(0), lambda: rank(1)) == [0, 0]
     one = trained(place, tmp_path / "one", start, {"steps": 4})
     config.write_text(kept)
     whole, shared = weights(one), weights(tmp_path / "two")

@@ -1,10 +1,10 @@
 """A run of the engine: killed, stopped, cut or spread over ranks in any way, it is the unbroken run."""
 
-import multiprocessing
 import os
 import signal
 import socket
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from models import parallel
 from tasks import checkpoint, engine
 from tasks.engine import DataChanged, Diverged, Engine, HeldOut, launched, make_optimizer, run
+from tests._forked import ended, forked
 
 SETTINGS = {
     "steps": 14,
@@ -57,15 +58,6 @@ def unbroken():
     return trained()
 
 
-def child(work) -> int:
-    """Exit status of `work` in a forked process, negative for a signal; it need not import torch again."""
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    process.join(60)
-    process.kill()
-    return process.exitcode
-
-
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -78,7 +70,7 @@ def test_killed_at_a_step(tmp_path, unbroken, kill_at):
                 die()
             return super().rows(indices)
 
-    assert child(lambda: trained(tmp_path, source=Dies())) == -signal.SIGKILL
+    assert ended(lambda: trained(tmp_path, source=Dies())) == [-signal.SIGKILL]
     resumed = trained(tmp_path)
     assert 0 <= resumed[1].resumed_at <= kill_at
     assert resumed[1].resumed_at % 3 == 0
@@ -101,7 +93,7 @@ def test_killed_while_writing_a_checkpoint(tmp_path, unbroken, monkeypatch, mome
         monkeypatch.setattr(checkpoint.os, moment, dies)
         trained(tmp_path)
 
-    assert child(work) == -signal.SIGKILL
+    assert ended(work) == [-signal.SIGKILL]
     resumed = trained(tmp_path)
     assert resumed[1].resumed_at == 3 * (write - 1)
     same(resumed, unbroken)
@@ -114,7 +106,7 @@ def test_killed_at_a_random_moment(tmp_path, unbroken):
             return super().rows(indices)
 
     random = torch.Generator().manual_seed(os.getpid())
-    process = multiprocessing.get_context("fork").Process(target=lambda: trained(tmp_path, source=Slow()))
+    process = forked(lambda: trained(tmp_path, source=Slow()))
     process.start()
     time.sleep(0.02 + 0.3 * torch.rand((), generator=random).item())
     process.kill()
@@ -252,14 +244,7 @@ def two_ranks(folder, *calls: dict) -> None:
                             "curve": torch.tensor([row["heldout_loss"] for row in done.curve])}  # fmt: skip
                 save_file(weights | counters, folder / f"{index}-{number}.safetensors")
 
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=rank, args=(number,)) for number in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-        process.kill()
-    assert [process.exitcode for process in ranks] == [0, 0]
+    assert ended(partial(rank, 0), partial(rank, 1)) == [0, 0]
 
 
 def test_two_ranks_are_one_and_a_run_goes_on_with_another_number(tmp_path):

@@ -1,7 +1,6 @@
 """Tokens to an exported model: what is written, what is refused, and that plain transformers reads the result."""
 
 import csv
-import multiprocessing
 import os
 import shutil
 import signal
@@ -20,6 +19,7 @@ from tasks.settings import SettingsError
 from tasks.source import open_source
 from tasks.tokenizer import Vocabulary, make_tokenizer
 from tasks.tokens import tokens
+from tests._forked import ended
 
 WORDS = [
     "red",
@@ -187,10 +187,7 @@ def test_killed_continued_and_refused_on_other_data(made, tmp_path):
         os.replace = counted
         go(made, "short", tmp_path)
 
-    process = multiprocessing.get_context("fork").Process(target=dies)
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+    assert ended(dies) == [-signal.SIGKILL]
     assert not (tmp_path / "out").exists()
     with pytest.raises(DataChanged, match=r"short: .* step 10, was trained on data .* restore the data, or delete"):
         go(made, "short", tmp_path, data="tokens_other")
@@ -217,10 +214,7 @@ def test_sigterm_exits_75_and_the_next_run_continues(made, tmp_path, capsys):
         module.open_source = opened
         main(*words)
 
-    process = multiprocessing.get_context("fork").Process(target=asked)
-    process.start()
-    process.join(60)
-    assert process.exitcode == os.EX_TEMPFAIL == 75
+    assert ended(asked) == [os.EX_TEMPFAIL] == [75]
     assert not (tmp_path / "out").exists()
     (marker,) = (tmp_path / "kept").glob("*/stopped.json")
     stopped = read_json(marker)
