@@ -8,7 +8,7 @@ took in the unbroken run; every sixth one is the moment in which dvc.lock is wri
 group, and the same command again. When a round got through it is compared with the unbroken run: the bytes of every
 file that holds no times, each version's content, one champion a model, no stray file, MLflow's database whole, no lock
 held, `dvc status` clean. Then everything is thrown away and the next round begins, by turns with `dvc repro` and
-`python -m tasks.make`.
+`python -m tasks.repro`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from _checkout import ALWAYS, Checkout  # noqa: E402
 from _killing import Kill, Left, Running, again, chain, differences, finish, killed, left  # noqa: E402
 
-COMMANDS = (("dvc", "repro"), ("tasks.make", "promote@add_later"))
+COMMANDS = (("dvc", "repro"), ("tasks.repro", "promote@add_later"))
 
 
 def main() -> None:

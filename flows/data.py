@@ -4,7 +4,8 @@ from prefect import flow
 
 from flows._command import start
 from tasks.command import run
-from tasks.make import StageFailed, alone, make
+from tasks.make import make
+from tasks.repro import StageFailed, alone
 from tasks.settings import read
 
 __all__ = ["DataFailed", "data"]

@@ -10,9 +10,10 @@ from flows._command import finish, start
 from flows._runner import Runner
 from tasks.backfill import backfill
 from tasks.command import run
-from tasks.make import alone, make
+from tasks.make import make
 from tasks.notice import notice, standings
 from tasks.prune import prune
+from tasks.repro import alone
 from tasks.settings import SettingsError, read
 
 __all__ = ["TasksFailed", "chain", "recommend"]

@@ -9,9 +9,10 @@ from flows._command import finish, start
 from flows._runner import Runner
 from flows.language import ModelsFailed
 from tasks.command import run
-from tasks.make import alone, make
+from tasks.make import make
 from tasks.notice import standings
 from tasks.prune import prune
+from tasks.repro import alone
 from tasks.settings import read
 
 __all__ = ["recommender", "recommenders", "whole"]

@@ -15,9 +15,10 @@ from flows.recommend import TasksFailed, recommend
 from flows.recommenders import recommenders
 from tasks.command import run
 from tasks.files import read_if_there
-from tasks.make import StageFailed, alone, make, stale, why_stale
+from tasks.make import make
 from tasks.notice import notice, tables
 from tasks.prune import prune
+from tasks.repro import StageFailed, alone, stale, why_stale
 from tasks.settings import read
 
 __all__ = ["DRIFT", "flow_of", "look", "watch"]

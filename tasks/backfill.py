@@ -7,7 +7,7 @@ as they are. `dvc exp show` compares periods; `dvc exp apply NAME && dvc repro` 
 
 from datetime import datetime
 
-from tasks.make import StageFailed, dvc
+from tasks.repro import StageFailed, dvc
 from tasks.settings import SettingsError
 
 __all__ = ["backfill"]

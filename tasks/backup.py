@@ -23,7 +23,7 @@ import yaml
 from tasks import track
 from tasks.command import run
 from tasks.files import digest, new_folder, read_json, write_json
-from tasks.make import alone, dvc, stale
+from tasks.repro import alone, dvc, stale
 
 __all__ = ["BackupBroken", "InTheWay", "Unsettled", "restore", "save"]
 

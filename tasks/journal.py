@@ -1,6 +1,6 @@
 """Which stages ran in this run, and what they took: a line per start and per end of a work unit.
 
-A run is one `dvc repro` (found among the ancestors of this process), or one flow (ROOTSTOCK_RUN, set by tasks/make.py).
+A run is one `dvc repro` (found among the ancestors of this process), or one flow (ROOTSTOCK_RUN of tasks/repro.py).
 A proof reads in it that only its own stage ran; the report reads in it what a run did and what that cost.
 """
 

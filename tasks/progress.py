@@ -15,6 +15,6 @@ def progress(total: int, name: str, unit: str) -> tqdm:
         name: what is being done, such as the stage's name.
         unit: of `total`, in the singular.
     """
-    # Under DVC or Prefect there is no terminal, and flows print one line of a bar in ten seconds (tasks/make.py).
+    # Under DVC or Prefect there is no terminal, and flows print one line of a bar in ten seconds (tasks/repro.py).
     patience = 0.5 if sys.stderr.isatty() else 10.0
     return tqdm(total=total, desc=name, unit=f" {unit}", mininterval=patience, ascii=" =")

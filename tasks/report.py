@@ -77,7 +77,7 @@ def report(
 
 def publish(params: str, artifacts: Path, data: Path, out: Path, since: float | None = None) -> tuple[dict, list[str]]:
     """Ask DVC what is stale, write the page and keep it with the runs that it is about; see `report` and `attach`."""
-    from tasks.make import stale
+    from tasks.repro import stale
 
     since = last_run(FOLDER) if since is None else since
     return report(params, artifacts, data, out, since, stale()), attach(out, artifacts, since)

@@ -428,7 +428,7 @@ def test_the_names_of_this_checkout_are_plain():
 
 def test_flows_and_dvc_repro_look_at_the_names_first(tmp_path, marker):
     """The stage `guard`, which runs before data come in, and what every flow runs DVC through."""
-    from tasks.make import dvc
+    from tasks.repro import dvc
 
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"tasks": {"a; touch marker": {"from": "b"}}, "data": "d"}))
     (tmp_path / "dvc.yaml").write_text(GRAPH)

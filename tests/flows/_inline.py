@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from tasks.make import StageFailed
+from tasks.repro import StageFailed
 
 __all__ = ["Inline"]
 

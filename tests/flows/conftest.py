@@ -4,7 +4,7 @@ import pytest
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from tasks.make import StageFailed
+from tasks.repro import StageFailed
 
 PARAMS = """
 datasets: {sample: {}, other: {}}

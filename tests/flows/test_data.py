@@ -4,7 +4,7 @@ import pytest
 
 from flows import data as module
 from flows.data import DataFailed
-from tasks.make import StageFailed
+from tasks.repro import StageFailed
 
 
 @pytest.fixture

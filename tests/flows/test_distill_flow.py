@@ -9,7 +9,7 @@ from _inline import Inline
 from flows import distill as module
 from flows.language import ModelsFailed
 from tasks.files import write_json
-from tasks.make import StageFailed
+from tasks.repro import StageFailed
 
 STEPS = {kind: (f"parts_{kind}", kind, f"gate_{kind}", f"promote_{kind}") for kind in ("distill", "mix")}
 

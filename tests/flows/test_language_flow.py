@@ -9,7 +9,7 @@ from _inline import Inline
 from flows import language as module
 from flows.language import ModelsFailed
 from tasks.files import write_json
-from tasks.make import StageFailed
+from tasks.repro import StageFailed
 from tasks.settings import SettingsError
 
 

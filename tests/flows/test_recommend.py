@@ -8,7 +8,7 @@ from _inline import Inline
 from flows import recommend as module
 from flows.recommend import TasksFailed
 from tasks.files import write_json
-from tasks.make import StageFailed
+from tasks.repro import StageFailed
 from tasks.settings import SettingsError
 
 

@@ -8,7 +8,7 @@ from _inline import Inline
 
 from flows import recommenders as module
 from flows.language import ModelsFailed
-from tasks.make import StageFailed
+from tasks.repro import StageFailed
 
 
 @pytest.fixture

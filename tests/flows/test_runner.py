@@ -29,7 +29,7 @@ MARK = """
 import os, sys, time
 from pathlib import Path
 import psutil
-# tasks/make.py runs DVC on a leash: who holds it is the process in which the flow put this chain
+# tasks/repro.py runs DVC on a leash: who holds it is the process in which the flow put this chain
 above = psutil.Process().parents()
 held = next(place for place, process in enumerate(above) if any(w.endswith("leash.py") for w in process.cmdline()))
 name = "-".join(sys.argv[1:])

@@ -139,7 +139,7 @@ def test_a_broken_backup_changes_nothing(checkout, clone, tmp_path, monkeypatch,
 
 
 def test_it_waits_for_the_flow_that_runs(checkout, tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.make.WAIT", -1.0)
+    monkeypatch.setattr("tasks.repro.WAIT", -1.0)
     with locked("flow"), pytest.raises(ValueError, match="another flow is at work"):
         save(tmp_path / "kept")
     assert not (tmp_path / "kept/backup.json").exists()

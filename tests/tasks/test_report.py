@@ -198,7 +198,7 @@ def test_it_is_kept_with_the_runs_of_what_was_promoted(tmp_path, monkeypatch):
 
 def test_publishing_asks_dvc_and_keeps_the_page(tmp_path, monkeypatch):
     root, kept = made_up(tmp_path), []
-    monkeypatch.setattr("tasks.make.stale", lambda: ["prompt@task_1"])
+    monkeypatch.setattr("tasks.repro.stale", lambda: ["prompt@task_1"])
     monkeypatch.setattr("tasks.report.FOLDER", root / "journal")
     monkeypatch.setattr("tasks.track.attach", lambda *told: kept.append(told), raising=False)
     out = root / "artifacts/report/index.html"

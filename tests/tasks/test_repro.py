@@ -1,4 +1,4 @@
-"""make, stale and alone on a DVC project of a few small stages: real `dvc`, no Prefect server."""
+"""repro, stale and alone on a DVC project of a few small stages: real `dvc`, no Prefect server."""
 
 import json
 import os
@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks import make as module
-from tasks.make import Busy, StageFailed, alone, make, stale
+from tasks import make
+from tasks import repro as module
+from tasks.repro import Busy, StageFailed, alone, repro, stale
 
 ROOT = Path(__file__).parents[2]
 GRAPH = """
@@ -79,22 +80,22 @@ def gone(pid_file: Path) -> bool:
 
 
 def test_says_what_ran_and_what_is_stale(project, capfd):
-    assert make.fn("model") == ["look", "raw", "model"]
+    assert repro("model") == ["look", "raw", "model"]
     assert stale() == []  # although `look` runs every time
-    assert make.fn("model", single=True) == []
+    assert repro("model", single=True) == []
     assert "model: nothing to do" in capfd.readouterr().out
     (project / "source.txt").write_text("two")
     assert stale() == ["raw"]
-    assert make.fn("model") == ["look", "raw", "model"]
+    assert repro("model") == ["look", "raw", "model"]
 
 
 def test_a_failure_speaks_in_the_words_of_its_stage(project):
     plan(project, raw={"error": "working ...\nerror: 17 rows have no time\n  e.g. row 3", "status": 75})
     with pytest.raises(StageFailed) as failed:
-        make.fn("model")
+        repro("model")
     assert failed.value.stage == "raw"  # not the one asked for
     assert failed.value.said == "17 rows have no time\n  e.g. row 3"
-    assert failed.value.status == module.TEMPORARY == 75
+    assert failed.value.status == make.TEMPORARY == 75
     assert str(failed.value) == "stage raw failed: 17 rows have no time\n  e.g. row 3"
 
 
@@ -103,7 +104,7 @@ def test_only_a_fault_that_may_pass_is_tried_again(status, again):
     from prefect.states import Failed
 
     failure = StageFailed("fetch@merrec", "the hub does not answer", status)
-    assert module._worth_another_try(None, None, Failed(data=failure)) is again
+    assert make._worth_another_try(None, None, Failed(data=failure)) is again
 
 
 def test_a_broken_graph_is_a_clear_error(project):
@@ -124,7 +125,7 @@ def test_waits_for_a_dvc_that_somebody_typed(project, monkeypatch):
         time.sleep(0.3)
 
     monkeypatch.setattr(module, "_wait", wait)
-    assert make.fn("raw", single=True) == []  # the other one made it
+    assert repro("raw", single=True) == []  # the other one made it
     assert typed.wait() == 0
     assert re.search(rf"raw: DVC is busy with \(PID {typed.pid}\): .* repro raw", said[0])
 
@@ -139,14 +140,14 @@ def test_waiting_ends_some_time(monkeypatch, capfd):
 
 def test_a_killed_flow_leaves_no_orphan_and_the_next_run_completes(project):
     plan(project, raw={"until": "doomsday"})
-    code = "from tasks.make import make; make.fn('model')"
+    code = "from tasks.repro import repro; repro('model')"
     flow = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
     wait_for(lambda: (project / "raw.pid").exists() and (project / "raw.pid").read_text())
     flow.kill()
     flow.wait()
     wait_for(lambda: gone(project / "raw.pid"), module.leash.GRACE + 5)
     plan(project)
-    assert "model" in make.fn("model")
+    assert "model" in repro("model")
     assert (project / "raw.txt").read_text() == "one"
 
 
@@ -156,7 +157,7 @@ def test_a_killed_dvc_takes_its_stage_along(project):
 
     def work():
         try:
-            make.fn("raw")
+            repro("raw")
         except StageFailed as error:
             failures.append(error)
 
