@@ -28,7 +28,7 @@ from tasks import plots
 from tasks.command import run
 from tasks.curve import write_curve
 from tasks.files import digest, new_folder, read_json, write_json
-from tasks.settings import SettingsError, read
+from tasks.settings import SettingsError, fill, read
 from tasks.training import use_threads
 
 __all__ = ["Columns", "Encoder", "Steps", "evaluate", "load_policy", "train_policy"]
@@ -109,9 +109,7 @@ class Steps:
         Raises:
             SettingsError: an unknown name.
         """
-        if unknown := sorted(set(given) - set(cls.__dataclass_fields__)):
-            raise SettingsError(f"training has no {', '.join(unknown)}; it has: {', '.join(cls.__dataclass_fields__)}")
-        return cls(**given)
+        return fill(cls, given, "training")
 
 
 @dataclass

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +32,7 @@ from models.fit import NotFinite, fit, total_counts
 from models.flops import mfu, peak
 from tasks.checkpoint import latest, pack_optimizer, save_checkpoint, unpack_optimizer
 from tasks.files import write_json
+from tasks.settings import fill
 
 __all__ = ["DataChanged", "Diverged", "Engine", "HeldOut", "Run", "Source", "launched", "make_optimizer", "plan", "run"]
 
@@ -135,10 +136,7 @@ class Engine:
     @classmethod
     def read(cls, settings: Mapping) -> "Engine":
         """Build from params.yaml; a name that is not a setting is refused with the list of those that are."""
-        known = [each.name for each in fields(cls)]
-        if unknown := sorted(set(settings) - set(known)):
-            raise ValueError(f"training has no setting {', '.join(unknown)}; it has: {', '.join(known)}")
-        return cls(**settings)
+        return fill(cls, settings, "training")
 
     @property
     def scheduled(self) -> tuple[str, dict]:

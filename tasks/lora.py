@@ -8,7 +8,7 @@ is one tensor of transformers; GPT-2 and BLOOM keep query, key and value as one,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models import method
 from models.components.pretrained._family import Facts
 from tasks.files import write_json
-from tasks.settings import SettingsError
+from tasks.settings import SettingsError, fill
 
 __all__ = ["Lora", "add_lora", "load_adapter", "merge_lora", "save_adapter", "their_names"]
 
@@ -51,10 +51,7 @@ class Lora:
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> "Lora":
         """Build from params.yaml; a name that is not a setting is refused with the list of those that are."""
-        known = [each.name for each in fields(cls)]
-        if unknown := sorted(set(settings) - set(known)):
-            raise SettingsError(f"lora has no setting {', '.join(unknown)}; it has: {', '.join(known)}")
-        return cls(**settings)
+        return fill(cls, settings, "lora")
 
 
 def add_lora(model: nn.Module, settings: Lora, train: str = "") -> list[str]:

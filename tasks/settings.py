@@ -7,8 +7,6 @@ from typing import TypeVar
 
 import yaml
 
-from models.components._closest import refuse_unknown
-
 __all__ = ["SettingsError", "fill", "read"]
 
 Settings = TypeVar("Settings")
@@ -47,8 +45,9 @@ def fill(kind: type[Settings], given: Mapping, what: str) -> Settings:
         what: the entry is, for the error.
 
     Raises:
-        SettingsError: a name that is no setting; names the closest. What the class itself refuses.
+        SettingsError: names that are no settings, with all that are. What the class itself refuses.
     """
-    for name in given:
-        refuse_unknown(what, name, [field.name for field in fields(kind)], SettingsError)
+    known = [field.name for field in fields(kind)]
+    if unknown := sorted(set(given) - set(known)):
+        raise SettingsError(f"{what} has no setting {', '.join(unknown)}; it has: {', '.join(known)}")
     return kind(**given)

@@ -17,7 +17,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from tasks.command import run as command
 from tasks.files import digest, new_folder, read_json, write_json, write_text
 from tasks.flavor import content
 from tasks.remeasure import note
-from tasks.settings import SettingsError
+from tasks.settings import SettingsError, fill
 from tasks.settings import read as read_settings
 from tasks.slots import slot
 from tasks.training import use_threads
@@ -79,10 +79,7 @@ class Evaluation:
     @classmethod
     def read(cls, chosen: Mapping) -> "Evaluation":
         """Build from params.yaml."""
-        known = [field.name for field in fields(cls)]
-        if unknown := sorted(set(chosen) - set(known)):
-            raise SettingsError(f"evaluation has no setting {', '.join(unknown)}; it has: {', '.join(known)}")
-        return cls(**chosen)
+        return fill(cls, chosen, "evaluation")
 
 
 def evaluate(

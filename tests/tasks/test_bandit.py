@@ -112,7 +112,7 @@ def test_bad_input_is_refused_and_nothing_written(tmp_path):
     refused(tmp_path, "has no rows", frame.head(0))
     refused(tmp_path, "columns needs action", columns={"action": "offer"})
     refused(tmp_path, "reward_model is rates or clicks", reward_model="none")
-    refused(tmp_path, "training has no epochs", training={"epochs": 1})
+    refused(tmp_path, "training has no setting epochs", training={"epochs": 1})
     with pytest.raises(SettingsError, match="a bandit has no colour"):
         train_policy({"colour": 1}, tmp_path / "a", tmp_path / "b", tmp_path / "out")
 

@@ -167,7 +167,7 @@ def test_prompts_that_cannot_be(rows, words):
 
 
 @pytest.mark.parametrize(("chosen", "words"), [
-    ({"decode": "beam"}, "icn, top_b, sample, greedy"), ({"branches": 3}, "closest: branch"),
+    ({"decode": "beam"}, "icn, top_b, sample, greedy"), ({"branches": 3}, "no setting branches; it has: "),
     ({"form": "poem"}, "list, lines"), ({"form": {"lead": ""}}, "lead, between and stop"),
     ({"form": {"lead": "", "between": "{x}", "stop": "."}}, "where a number goes"),
     ({"form": {"lead": "", "between": None, "stop": "."}}, "where a number goes"),

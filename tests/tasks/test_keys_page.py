@@ -79,7 +79,7 @@ def test_a_model_that_bends_its_logits_gets_a_page_that_says_so(model, tmp_path,
 
 
 @pytest.mark.parametrize(("chosen", "words"), [
-    ({"cluster": 3}, "closest: clusters"), ({"main": 200}, "main must be in 1..99"), ({"sets": ["x"]}, "no set x"),
+    ({"cluster": 3}, "no setting cluster; it"), ({"main": 200}, "main must be in 1..99"), ({"sets": ["x"]}, "no set x"),
 ])  # fmt: skip
 def test_questions_that_cannot_be(chosen, words, model, tmp_path):
     with pytest.raises(SettingsError, match=words):
@@ -181,7 +181,7 @@ def test_adapters_leave_the_head_alone(kind, prompts, tmp_path):
 
 
 def test_studies_that_cannot_be(model, prompts, tmp_path):
-    with pytest.raises(SettingsError, match="closest: steps"):
+    with pytest.raises(SettingsError, match="no setting step; it has: "):
         key_study.key_study(model, prompts, {"step": 1}, tmp_path / "out")
     with pytest.raises(SettingsError, match="at least 1"):
         key_study.key_study(model, prompts, {"trained": 0}, tmp_path / "out")

@@ -238,7 +238,7 @@ def test_what_cannot_be_compared_is_told(sets, benchmarks, error, words):
 @pytest.mark.parametrize(
     ("chosen", "words"),
     [
-        ({"treshold": 0.5}, "near has no 'treshold'; closest: threshold"),
+        ({"treshold": 0.5}, "near has no setting treshold; it has: "),
         ({"threshold": 1.5}, "threshold is 1.5; it is a share"),
         ({"run": 0}, "run is 0; it is a whole number from 1 on"),
     ],

@@ -54,7 +54,7 @@ def test_questions_that_cannot_be(rows, words, model, tmp_path):
 
 
 @pytest.mark.parametrize(("chosen", "words"), [
-    ({"path": 3}, "closest: paths"), ({"ways": ["beam"]}, "has no 'beam'"), ({"answer": "word"}, "has no 'word'"),
+    ({"path": 3}, "no setting path; it"), ({"ways": ["beam"]}, "has no 'beam'"), ({"answer": "word"}, "has no 'word'"),
     ({"prompt": "Solve it."}, "no {question}"), ({"temperature": 0}, "must be > 0"), ({"ways": []}, "one way or more"),
 ])  # fmt: skip
 def test_settings_of_reasoning_that_cannot_be(chosen, words):
