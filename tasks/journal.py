@@ -1,6 +1,6 @@
 """Which stages ran in this run, and what they took: a line per start and per end of a work unit.
 
-A run is one `dvc repro` (found among the ancestors of this process), or one flow (ROOTSTOCK_RUN of tasks/repro.py).
+A run is one `dvc repro`, found among the ancestors of this process, or one flow: ROOTSTOCK_RUN, by tasks/repro.py.
 A proof reads in it that only its own stage ran; the report reads in it what a run did and what that cost.
 """
 
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tasks.files import OnDisk
 
 __all__ = ["Entry", "entries", "recorded", "stages_so_far"]
 
@@ -78,7 +80,7 @@ def _read(file: Path) -> list[Entry]:
 def _write(file: Path, started: float, **ended) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"unit": Path(sys.argv[0]).stem, "words": sys.argv[1:], "time": started, **ended})
-    with open(file, "a") as lines:
+    with OnDisk(file), open(file, "a") as lines:
         lines.write(line + "\n")
 
 

@@ -1,6 +1,6 @@
 """The unit that flows chain: one DVC stage brought up to date, tried again where that may help."""
 
-from prefect import task
+from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.repro import StageFailed, repro
@@ -24,4 +24,5 @@ def _worth_another_try(_task, _run, state) -> bool:
 )
 def make(stage: str, single: bool = False) -> list[str]:
     """`repro`, as a task of Prefect: again after 10 s, a minute and five where a command exits with 75 (network)."""
-    return repro(stage, single)
+    run = runtime.flow_run.id  # known in every process that works for this flow, also on another host
+    return repro(stage, single, f"flow-{run}" if run else "")

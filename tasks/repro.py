@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from errno import ENOSPC
 
 from tasks import leash
 from tasks.command import quiet, run
-from tasks.files import locked
+from tasks.files import locked, room
 from tasks.mend import mend
 from tasks.plain_words import refuse_others
 
@@ -72,19 +73,20 @@ def alone() -> Iterator[None]:
                 break
             except BlockingIOError:
                 _wait(line, started)
-        os.environ["ROOTSTOCK_RUN"] = f"flow-{os.getpid()}-{time.time_ns()}"
         try:
             yield
         except BaseException:
             for process in list(RUNNING):
                 process.stdin.close()
             raise
-        finally:
-            del os.environ["ROOTSTOCK_RUN"]
 
 
-def repro(stage: str, single: bool = False) -> list[str]:
-    """Bring `stage` up to date, with everything it needs; `single`: this stage only, for work side by side.
+def repro(stage: str, single: bool = False, run: str = "") -> list[str]:
+    """Bring `stage` up to date, with everything it needs.
+
+    Args:
+        single: this stage only, for work side by side.
+        run: what tasks/journal.py calls the run that this is a part of; without it, this call is one.
 
     Returns:
         The stages that really ran, in order; empty when everything was fresh.
@@ -95,7 +97,7 @@ def repro(stage: str, single: bool = False) -> list[str]:
     """
     started = time.monotonic()
     while True:
-        status, lines = dvc("repro", *(["--single-item"] if single else []), stage)
+        status, lines = dvc("repro", *(["--single-item"] if single else []), stage, run=run)
         ran = [found[1] for line in lines if (found := re.search(r"Running stage '(.+)':", line))]
         ran += ["data.dvc"] if any(line.startswith("Importing '") for line in lines) else []
         if status == 0:
@@ -136,14 +138,18 @@ def why_stale() -> dict[str, list]:
 _DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]
 
 
-def dvc(*words: str) -> tuple[int, list[str]]:
-    """Run DVC on a leash and print its lines as they come: exit status and all lines but those of progress bars."""
+def dvc(*words: str, run: str = "") -> tuple[int, list[str]]:
+    """Run DVC on a leash and print its lines as they come: exit status and all lines but those of progress bars.
+
+    Args:
+        run: see `repro`.
+    """
     _mend()
     refuse_others()
     command = [sys.executable, "-I", "-S", leash.__file__, *_DVC, *words]
     process = subprocess.Popen(
         command,
-        env=_environment(),
+        env=_environment() | {"ROOTSTOCK_RUN": run},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -201,7 +207,10 @@ def _failure(stage: str, status: int, lines: list[str]) -> StageFailed:
     if first is not None:
         ours = [line for line in said[first:] if not line.startswith("ERROR: failed to reproduce")]
         return StageFailed(stage, "\n".join(ours).removeprefix("error: "), code)
-    return StageFailed(stage, "\n".join(said[-15:]) or f"dvc ended with status {status}", code)
+    told = "\n".join(said[-15:]) or f"dvc ended with status {status}"
+    # Of a full disk DVC says that no kind of link is possible, and leaves half of what it was writing.
+    full = "No possible cache link types" in told or os.strerror(ENOSPC) in told
+    return StageFailed(stage, f"{told}\n{room('.')}" if full else told, code)
 
 
 def _wait(line: str, started: float) -> None:
@@ -214,4 +223,4 @@ def _wait(line: str, started: float) -> None:
 
 
 if __name__ == "__main__":
-    run(repro)
+    run(lambda stage: repro(stage))

@@ -33,7 +33,7 @@ import psutil
 above = psutil.Process().parents()
 held = next(place for place, process in enumerate(above) if any(w.endswith("leash.py") for w in process.cmdline()))
 name = "-".join(sys.argv[1:])
-Path("marks", name).write_text(str(above[held + 1].pid))
+Path("marks", name).write_text(f"{above[held + 1].pid} {os.environ['ROOTSTOCK_RUN']}")
 if sys.argv[1] == "prompt":
     until = time.monotonic() + 60
     while len(list(Path("marks").glob("prompt-*"))) < 2:  # another chain is tuning at the same time
@@ -157,7 +157,9 @@ def test_chains_are_processes_of_a_cluster(name, checkout):
                       done.stdout)  # fmt: skip
     assert found, done.stdout + done.stderr
     flow = int(found[1])
-    marks = {file.name: int(file.read_text()) for file in (checkout / "marks").iterdir()}
+    told = {file.name: file.read_text().split() for file in (checkout / "marks").iterdir()}
+    marks = {name: int(process) for name, (process, _) in told.items()}
+    assert len({run for _, run in told.values()}) == 1  # the journal knows all of them as one run
     expected = {f"{step}-{task}" for step in STEPS for task in TASKS} - {"promote-buy_start"}
     assert set(marks) == expected | {"promote_backbone"}
     chains = [{marks[f"{step}-{task}"] for step in STEPS if f"{step}-{task}" in marks} for task in TASKS]
