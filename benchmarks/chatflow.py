@@ -205,7 +205,7 @@ def table(options: argparse.Namespace) -> str:
                 shares = [reached(options, arm, seed, source) for seed in seeds]
                 got = [share for share in shares if share is not None]
                 never = [f"never in {len(shares) - len(got)}"] if len(got) < len(shares) else []
-                cells.append(", ".join([told(got, "{:.0%}")] * bool(got) + never))
+                cells.append(", ".join(([told(got, "{:.0%}")] if got else []) + never))
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     base = found[0]
     lines.append(f"| English model | {base['base_character_perplexity_en']:.3f} | | "
