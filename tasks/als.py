@@ -4,6 +4,7 @@ import os
 
 from models.recommend.retrieval._log import Log
 from models.recommend.retrieval.als import ALS
+from tasks.progress import progress
 
 __all__ = ["fit_als"]
 
@@ -28,5 +29,6 @@ def fit_als(model: ALS, log: Log, iterations: int = 15, seed: int = 0, threads: 
     fitted = AlternatingLeastSquares(factors=model.item.shape[1], regularization=model.regularization,
                                      alpha=model.alpha, iterations=iterations, num_threads=threads,
                                      random_state=seed)  # fmt: skip
-    fitted.fit(csr_matrix(pairs, (log.users, log.items)), show_progress=False)
+    with progress(iterations, "als", "pass") as bar:
+        fitted.fit(csr_matrix(pairs, (log.users, log.items)), show_progress=False, callback=lambda *_: bar.update())
     model.set(torch.from_numpy(fitted.user_factors), torch.from_numpy(fitted.item_factors))

@@ -24,7 +24,6 @@ from tasks.command import run
 from tasks.files import read_if_there, read_json, write_json
 from tasks.imports import imported, steps
 from tasks.poison import PICKLES, PoisonedFolder
-from tasks.texts import past
 
 __all__ = ["PICKLES", "PoisonedFolder", "columns_of", "content", "finish", "load", "pack"]
 
@@ -103,6 +102,8 @@ def load(out: Path):
 
 def columns_of(features: Path, backbone: Path) -> dict[str, tuple[pl.DataType, bool]]:
     """Raw feature columns -> (widest type of the kind, whether some row lacks a value): what the signature says."""
+    from tasks.texts import past  # and torch with it, which packing does without
+
     manifest, words = read_json(features / "manifest.json"), read_if_there(backbone / "text/text.json")
     texts = [words.get("columns", []), *past(words.get("columns", []), words.get("history", 0))]
     names = list(dict.fromkeys([*manifest["categorical"], *manifest["numerical"], *chain(*texts)]))

@@ -10,7 +10,7 @@ that are found in the training data are named and left out before anything is as
 import math
 import sys
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -22,10 +22,10 @@ from tasks import flavor, plots
 from tasks.base import model_of
 from tasks.command import run
 from tasks.files import digest, new_folder, read_json, write_json, write_text
-from tasks.language_measures import Measured, open_measured
 from tasks.mixed_samples import UNSPACED
 from tasks.near import leaks
 from tasks.page import STYLE, number, table
+from tasks.progress import progress
 from tasks.question_prompts import Question
 from tasks.remeasure import note
 from tasks.settings import SettingsError, read
@@ -86,15 +86,18 @@ def evaluate_language(
     Raises:
         SettingsError: unknown settings, data sets without what is asked of them, a model that writes no text.
     """
+    from tasks.language_measures import open_measured
+
     folders = {"base": model_of(base), "model": model_of(model)}
     asked = _asked(settings, Path(ingested))
     measured, layers, answers = {}, [], []
-    for who, folder in folders.items():  # one after the other: two large models may not fit beside each other
-        opened = open_measured(folder, settings.get("length"), settings.get("batch", 16), device)
-        measured[who], more, said = _measure(opened, asked)
-        layers += [{"model": who} | row for row in more]
-        answers += [{"model": who} | row for row in said]
-        del opened
+    with progress(len(folders) * asked.count, "evaluate_language", "text") as bar:
+        for who, folder in folders.items():  # one after the other: two large models may not fit beside each other
+            opened = open_measured(folder, settings.get("length"), settings.get("batch", 16), device)
+            measured[who], more, said = _measure(opened, asked, bar.update)
+            layers += [{"model": who} | row for row in more]
+            answers += [{"model": who} | row for row in said]
+            del opened
     metrics = _compared(measured["base"], measured["model"]) | _counted(asked)
     with new_folder(out) as fresh:
         write_json(fresh / "metrics.json", {"evaluation": metrics})
@@ -222,11 +225,12 @@ def _question(row: Mapping, examples: Sequence[Question]) -> Question:
 # ---------------------------------------------------------------- what is found
 
 
-def _measure(model: Measured, asked: Asked) -> tuple[dict[str, float], list[dict], list[dict]]:
-    """Metrics by name, retrieval by layer, answers by question."""
+def _measure(model, asked: Asked, read: Callable[[int], object]) -> tuple[dict[str, float], list[dict], list[dict]]:
+    """Metrics by name, retrieval by layer, answers by question; `read` is told how much of `asked` is done."""
     metrics, layers, answers = {}, [], []
     for language, texts in asked.texts.items():
         metrics |= {f"{name}_{language}": value for name, value in model.perplexity(texts).items()}
+        read(len(texts))
     best: dict[str, list[float]] = {"retrieval": [], "centred_retrieval": []}
     for (first, second), sentences in asked.pairs.items():
         for kind, found in zip(best, model.retrieval(*sentences), strict=True):
@@ -238,10 +242,12 @@ def _measure(model: Measured, asked: Asked) -> tuple[dict[str, float], list[dict
                 row = {"measure": kind, "layer": layer}
                 layers += [row | {"from": first, "to": second, "accuracy": there},
                            row | {"from": second, "to": first, "accuracy": back}]  # fmt: skip
+        read(len(sentences[0]))
     metrics |= {kind: sum(found) / len(found) for kind, found in best.items() if found}
     for name, questions in asked.questions.items():
         form, shots = asked.chosen[name].get("form", "letter"), asked.chosen[name].get("shots", 0)
         said, fewer = model.answers(questions, form, shots)
+        read(len(questions))
         right = [place == question.right for place, question in zip(said, questions, strict=True)]
         share = sum(right) / len(right)
         metrics |= {f"accuracy_{name}": share, f"fewer_shots_{name}": fewer}

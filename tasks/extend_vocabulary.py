@@ -20,13 +20,13 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 import torch
-from tqdm import tqdm
 
 from models import build
 from tasks.base import load_causal, load_tokenizer, model_of
 from tasks.command import run
 from tasks.files import digest, new_folder, read_json, write_json, write_text
 from tasks.ingest_text import batches
+from tasks.progress import progress
 from tasks.settings import SettingsError, read
 from tasks.tokenizer import TokenizerError
 
@@ -129,8 +129,10 @@ def _checked(settings: Mapping) -> dict:
 def _wanted(old, ingested: list[Path], language: str, chosen: Mapping) -> tuple[dict[str, list[int]], dict]:
     """The characters to add, the commonest first, with their pieces; what was left out."""
     counts: Counter = Counter()
-    for text in tqdm(_texts(ingested, language, ("train",)), "characters", unit=" texts", disable=None):
-        counts.update(text)
+    with progress(None, "characters", "text") as bar:
+        for text in _texts(ingested, language, ("train",)):
+            counts.update(text)
+            bar.update()
     counts = Counter({c: n for c, n in counts.items() if ord(c) > 127 and unicodedata.category(c)[0] in "LMNPS"})
     if not counts:
         where = ", ".join(map(str, ingested)) or "no folder at all"

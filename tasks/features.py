@@ -11,10 +11,12 @@ Buckets of users are read one at a time. The encoder sees training rows only.
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import polars as pl
@@ -153,6 +155,7 @@ def make_features(settings: Mapping, ingest: Path, out: Path, defaults: Mapping,
     negatives = _negatives(settings.get("negatives"))
     counts = {kind: negatives[kind] for kind in KINDS} if VIEW in events else dict.fromkeys(KINDS, 0)
     shared = Shared.read(log, buckets, counts, "item_events_before" in declared.context)
+    item_columns = [name for name in schema if shared.items is not None and name in shared.items.columns]
     with new_folder(out) as folder:
         written = Written()
         with progress(len(buckets), "features", "bucket") as bar:
@@ -164,6 +167,7 @@ def make_features(settings: Mapping, ingest: Path, out: Path, defaults: Mapping,
         if empty := [split for split in SPLITS if not written.parts[split]]:
             listed = ", ".join(empty)
             raise EmptySplit(f"{ingest}: no rows in {listed}; widen datasets.<name>.split, or bring a longer log")
+        del shared  # the encoder needs its memory
         _join(written.parts, folder)
         encoder = _encode(folder, declared)
         manifest = {
@@ -178,7 +182,7 @@ def make_features(settings: Mapping, ingest: Path, out: Path, defaults: Mapping,
             },
             "rows": {split: _counts(folder / f"rows/{split}.parquet") for split in SPLITS},
             "negatives": {k: {"asked": written.drawn["views"] * counts[k], "drawn": written.drawn[k]} for k in KINDS},
-            "item_columns": [name for name in schema if shared.items is not None and name in shared.items.columns],
+            "item_columns": item_columns,
             "encoder": digest(folder / "encoder.json"),
             "data": digest(ingest / "manifest.json"),  # which holds the digest of all of it
         }
@@ -325,15 +329,24 @@ def _encode(folder: Path, declared: Declared) -> Encoder:
     for split in SPLITS:
         rows = pl.scan_parquet(folder / f"rows/{split}.parquet").select(encoder.categorical + encoder.numerical)
         count = rows.select(pl.len()).collect().item()
-        create = np.lib.format.open_memmap
-        ids = create(folder / f"categorical/{split}.npy", "w+", np.int32, (count, len(encoder.categorical)))
-        values = create(folder / f"numerical/{split}.npy", "w+", np.float32, (count, len(encoder.numerical)))
-        for start in range(0, count, CHUNK):
-            piece = slice(start, start + CHUNK)
-            ids[piece], values[piece] = encoder.transform(rows.slice(start, CHUNK).collect())
-        ids.flush()
-        values.flush()
+        with (
+            _table(folder / f"categorical/{split}.npy", np.int32, (count, len(encoder.categorical))) as ids,
+            _table(folder / f"numerical/{split}.npy", np.float32, (count, len(encoder.numerical))) as values,
+        ):
+            for start in range(0, count, CHUNK):
+                some_ids, some_values = encoder.transform(rows.slice(start, CHUNK).collect())
+                ids.write(some_ids.data)
+                values.write(some_values.data)
     return encoder
+
+
+@contextmanager
+def _table(path: Path, kind: type, shape: tuple[int, int]) -> Iterator[BinaryIO]:
+    """A numpy file to which rows are appended; a mapped one would stay in memory until its last row."""
+    with open(path, "wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        yield file
 
 
 def _counts(path: Path) -> dict[str, int | float]:
@@ -350,8 +363,9 @@ def _counts(path: Path) -> dict[str, int | float]:
 
 def _trained(log: pl.LazyFrame, name: str) -> np.ndarray:
     """Which numbers occur in train: bool by number."""
-    known = np.zeros(log.select(pl.col(name).max()).collect().item() + 1, dtype=bool)
-    known[log.filter(pl.col("split") == "train").select(pl.col(name).unique()).collect().to_series().to_numpy()] = True
+    known = np.zeros(log.select(pl.col(name).max()).collect(engine="streaming").item() + 1, dtype=bool)
+    trained = log.filter(pl.col("split") == "train").select(pl.col(name).unique()).collect(engine="streaming")
+    known[trained.to_series().to_numpy()] = True
     return known
 
 

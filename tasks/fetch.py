@@ -18,6 +18,7 @@ from tasks.command import run
 from tasks.datasets._text import TextUnreadable
 from tasks.files import new_folder, read_json, write_json
 from tasks.hub import downloaded, on_the_hub
+from tasks.progress import counted
 from tasks.settings import SettingsError, read
 from tasks.validate import DataRejected, Unreadable, validate
 
@@ -105,7 +106,7 @@ def copy_files(out: Path, source: Path) -> None:
         raise DataRejected(
             f"source {source} has no file that ends in {', '.join(SUFFIXES)} (it has {len(files)} files)"
         )
-    for file in taken:
+    for file in counted(taken, "fetch", "file"):
         target = out / (file.name if file == source else file.relative_to(source))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)

@@ -26,17 +26,12 @@ from tasks.judge_lists import judge_lists
 from tasks.recommender import kind_of, load, rows_digest
 from tasks.settings import SettingsError, read
 
-__all__ = ["gate_recommender", "judge_recommender", "registered", "rules_for"]
+__all__ = ["gate_recommender", "judge_recommender", "rules_for"]
 
 KEYS = ("floors", "ceilings", "above", "improvement")
 COMPARED = ("metric", "margin", "confidence")
 OF_MODEL = ("latency_ms", "size_mb", "lists_per_second")
 SAMPLES, TIMED = 1000, 30
-
-
-def registered(name: str) -> str:
-    """The registered model of an entry."""
-    return track.check_name(f"recommender-{name}")
 
 
 def rules_for(gates: Mapping, name: str) -> dict:
@@ -76,7 +71,7 @@ def gate_recommender(gates: Mapping, entries: Mapping, name: str, ingest: Path, 
         RegistryUnreachable: whether there is a champion cannot be known.
         ValueError, OSError: a file is missing, unreadable or poisoned.
     """
-    rules, model = rules_for(gates or {}, name), registered(name)
+    rules, model = rules_for(gates or {}, name), track.check_name(f"recommender-{name}")
     about, found = read_json(made / "run.json"), read_json(made / "metrics.json")
     content = bundle.sha256(made / "packed/bundle/manifest.json")
     champion = track.by_alias(model, "champion")

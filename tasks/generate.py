@@ -21,6 +21,7 @@ from tasks.causal import Opened, open_causal, prompt_ids, refuse_longer
 from tasks.command import run
 from tasks.diversity import diversity
 from tasks.files import digest, new_folder, write_json
+from tasks.progress import counted
 from tasks.settings import SettingsError, fill, read
 from tasks.slots import slot
 
@@ -150,14 +151,12 @@ def written(opened: Opened, prompts: pl.DataFrame, how: Decoding) -> tuple[pl.Da
         TooLong: prompts that do not fit; names how many, and one.
         ValueError: a form that the tokenizer cannot write, or more texts than first tokens.
     """
-    from tqdm import tqdm
-
     asked = {row["id"]: task_of(opened, row["prompt"], how) for row in prompts.iter_rows(named=True)}
     refuse_longer(opened, asked, 1 + how.tokens)
     ways = _way(opened, asked, how)
     passes, tokens = opened.reader.passes, opened.reader.tokens  # the check's own do not count
     rows, texts, left_out = [], {}, 0
-    for key, task in tqdm(asked.items(), desc="generate", disable=None):
+    for key, task in counted(asked.items(), "generate", "prompt"):
         found = ways(key, task)
         rows += list(_rows(key, found))
         texts[key] = [answer.text for answer in found]

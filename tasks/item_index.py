@@ -28,6 +28,7 @@ from torch import Tensor
 from models.recommend._top import top
 from tasks.command import run
 from tasks.files import digest, new_folder, read_json, write_json
+from tasks.progress import progress
 from tasks.recommender import load
 from tasks.recommenders._item_fields import ItemFields
 
@@ -35,6 +36,7 @@ __all__ = ["IndexRejected", "ItemIndex", "add_items", "make_index"]
 
 LINKS, EFFORT = 32, 80  # neighbours of an item in the graph, and candidates while it is built; ours
 SEARCHES = (64, 128, 256, 512, 1024)  # candidates of a search: the first that finds enough is kept
+PART = 16_384  # items between two looks at the clock
 DEPTH, RECALL, QUERIES = 100, 0.95, 500
 ROUNDED = 1 + 1e-5  # vectors of length 1 are that but for a rounding
 FILES = ("index.faiss", "items.parquet", "vectors.safetensors")
@@ -194,7 +196,11 @@ def _added(graph, vectors: Tensor):
 
     faiss.omp_set_num_threads(1)  # with several threads the graph, and so the file's hash, is another each time
     graph.hnsw.efConstruction = EFFORT
-    graph.add(np.ascontiguousarray(vectors.float().numpy()))
+    rows = np.ascontiguousarray(vectors.float().numpy())
+    with progress(len(rows), "item_index", "item") as bar:
+        for first in range(0, len(rows), PART):
+            graph.add(rows[first : first + PART])
+            bar.update(len(rows[first : first + PART]))
     return graph
 
 

@@ -20,12 +20,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
-from tqdm import tqdm
 
 from models.language.packing import split
 from tasks.base import load_tokenizer
 from tasks.files import locked, new_folder, read_json
 from tasks.ingest_text import batches
+from tasks.progress import progress
 from tasks.settings import SettingsError
 from tasks.shards import Shards, Writer
 
@@ -220,7 +220,7 @@ def open_samples(
         digests.append(manifest.get("digest") or hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest())
     key = [digests, entry.kind, entry.form, entry.language, heldout, tokenizing.sha256, tokenizing.auto.chat_template]
     place = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
-    frames = lambda: _frames(entry, folders, heldout)
+    frames = lambda: _frames(name, entry, folders, heldout)
     first = tokenizing.first if entry.form != "chat" or _leads(tokenizing) else None
     if cache is None or not folders:
         with TemporaryDirectory() as folder:  # what is mapped stays readable without its name
@@ -272,20 +272,35 @@ def _folders(data) -> list[Path]:
     return [Path(folder) for folder in ([data] if isinstance(data, (str, Path)) else data)]
 
 
-def _frames(entry: Entry, folders: list[Path], heldout: bool) -> Iterator[pl.DataFrame]:
+def _frames(name: str, entry: Entry, folders: list[Path], heldout: bool) -> Iterator[pl.DataFrame]:
+    """The rows of a source, a piece at a time, with a bar that counts them."""
     if isinstance(entry.data, pl.DataFrame):
-        yield from entry.data.iter_slices(AT_ONCE)
-    for folder in folders:
-        names = ("heldout", "dev") if heldout else ("train",)
-        chosen = next((name for name in names if (folder / "rows" / f"{name}.parquet").is_file()), names[0])
-        yield from batches(folder, chosen)
+        rows, pieces = len(entry.data), entry.data.iter_slices(AT_ONCE)
+    else:
+        splits = [_split(folder, heldout) for folder in folders]
+        rows = sum(_size(folder, split) for folder, split in zip(folders, splits, strict=True))
+        pieces = chain.from_iterable(map(batches, folders, splits))
+    with progress(rows, f"tokens of {name}", "row") as bar:
+        for piece in pieces:
+            yield piece
+            bar.update(len(piece))
+
+
+def _split(folder: Path, heldout: bool) -> str:
+    names = ("heldout", "dev") if heldout else ("train",)
+    return next((name for name in names if (folder / "rows" / f"{name}.parquet").is_file()), names[0])
+
+
+def _size(folder: Path, split: str) -> int:
+    path = folder / "rows" / f"{split}.parquet"
+    return pl.scan_parquet(path).select(pl.len()).collect().item() if path.is_file() else 0
 
 
 def _write(name: str, entry: Entry, frames: Iterator[pl.DataFrame], tokenizing: Tokenizing, folder: Path) -> dict:
     """Write the tokens of a source; an item is a document whose sentences are prompt and answer of each variant."""
     writer, variants = Writer(folder, tokenizing.rows), 2 if entry.kind == "parallel" else 1
     rows = left_out = items = unknown = 0
-    for frame in tqdm(frames, f"tokens of {name}", unit=f"x{AT_ONCE:,} rows", disable=None):
+    for frame in frames:
         rows += len(frame)
         made = list(_parts(entry, _of_language(entry, frame), tokenizing.auto))
         kept = [parts for parts in made if all(answer.strip() for _, answer in parts)]

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from tqdm import tqdm
 
 from tasks.command import run
 from tasks.files import digest, new_folder, read_json, write_json
 from tasks.ingest_text import GROUP_ROWS, STREAMS, TextRejected, batches, count
+from tasks.progress import counted
 from tasks.settings import SettingsError, read
 from tasks.shingles import Likeness, Runs, Seen, units, words
 
@@ -165,7 +165,8 @@ def _verdicts(train: Mapping[str, str | Path], seen: Seen, runs: Runs, among: bo
     for name, folder in train.items():
         kind = _kind(Path(folder))
         rows = _rows(name, Path(folder), "train", kind, protected=False)
-        for place, row in tqdm(rows, desc=f"near {name}", unit=" texts", disable=None, file=sys.stderr):
+        total = read_json(Path(folder) / "manifest.json")["rows"].get("train", 0)
+        for place, row in counted(rows, f"near {name}", "text", total):
             found = units(_whole(kind, row))
             held = runs.inside(found)
             alike = seen.nearest(found, place if among and not held else None)

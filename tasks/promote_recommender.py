@@ -14,9 +14,7 @@ import polars as pl
 from tasks import bundle, fresh, track
 from tasks.command import run
 from tasks.files import digest, read_json
-from tasks.gate_recommender import registered
 from tasks.promote import ATTACHED, ReplayFailed, candidate, carry_out, changes, git_state, tell
-from tasks.recommender import load
 
 __all__ = ["promote_recommender", "replay"]
 
@@ -38,7 +36,7 @@ def promote_recommender(name: str, judged: Path, made: Path, receipt: Path) -> d
     verdict = read_json(judged / "verdict.json")
     content = bundle.sha256(made / "packed/bundle/manifest.json")
     return carry_out(
-        registered(name), verdict, judged, content, receipt,
+        track.check_name(f"recommender-{name}"), verdict, judged, content, receipt,
         record=lambda champion: _record(name, content, verdict, judged, made, champion),
         register=lambda model, record: _register(model, record, made),
         replayed=lambda version: {"replay_row_ms": f"{replay(version)['row_ms']:.2f}"},
@@ -123,6 +121,8 @@ def _spelled(metric: str) -> str:
 
 
 def _register(model: str, record: dict, made: Path) -> track.Version:
+    from tasks.recommender import load
+
     requests = pl.read_parquet(made / "packed/example.parquet")
     expected = load(made / "packed").predict(None, requests.to_pandas())
     logged = candidate(model, record, requests, pl.from_pandas(expected))

@@ -21,6 +21,7 @@ from models.language.icn import ICN, Form, Task, sampled
 from tasks.causal import Opened, open_causal, prompt_ids, refuse_longer
 from tasks.command import run
 from tasks.files import digest, new_folder, write_json
+from tasks.progress import counted
 from tasks.settings import SettingsError, fill, read
 from tasks.slots import slot
 
@@ -159,12 +160,10 @@ def _asked(
     way: str, opened: Opened, tasks: Mapping[str, Task], final: Final, how: Reasoning
 ) -> tuple[dict[str, Reasoned], dict[str, int]]:
     """Paths and votes by question, and what they cost."""
-    from tqdm import tqdm
-
     reader = opened.reader
     passes, tokens, found = reader.passes, reader.tokens, {}
     plan = ICN(how.paths, 1, how.tokens, how.candidates, listed=way == "icn")
-    for key, task in tqdm(tasks.items(), desc=way, disable=None):
+    for key, task in counted(tasks.items(), way, "question"):
         if way == "sample":
             seeds = [_seed(how.seed, key, number) for number in range(how.paths)]
             paths = sampled(reader, task, seeds, how.tokens, how.temperature, how.top_p, batch=how.batch)

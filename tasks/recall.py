@@ -110,11 +110,14 @@ def main(*words: str) -> None:
     """python -P recall.py FOLDER OUT.safetensors [FOLDER OUT.safetensors ...]"""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):
         os.environ[name] = "1"
+    for folder, out in zip(words[::2], words[1::2], strict=True):
+        _save(*recall(Path(folder)), out)
+
+
+def _save(found: dict, seen: dict, out: str) -> None:
     from safetensors.torch import save_file
 
-    for folder, out in zip(words[::2], words[1::2], strict=True):
-        found, seen = recall(Path(folder))
-        save_file({name: part.contiguous() for name, part in found.items()}, out, {"seen": json.dumps(seen)})
+    save_file({name: part.contiguous() for name, part in found.items()}, out, {"seen": json.dumps(seen)})
 
 
 if __name__ == "__main__":

@@ -18,12 +18,16 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+
+import polars as pl
 
 from tasks.command import run
 from tasks.files import digest, new_folder, read_json, write_json
-from tasks.ingest_text import sentences
+from tasks.ingest_text import STREAMS, sentences
 from tasks.poison import refuse_poison
+from tasks.progress import counted
 from tasks.settings import SettingsError, read
 
 __all__ = ["TokenizerError", "Vocabulary", "check_vocabulary", "copy_tokenizer", "make_tokenizer", "train"]
@@ -180,7 +184,7 @@ def make_tokenizer(settings: dict, ingested: Iterable[str | Path], out: str | Pa
         if missing := [key for key in ("kind", "vocabulary") if key not in given]:
             raise SettingsError(f"language.tokenizer lacks {', '.join(missing)}; or give `pretrained`, a path")
         _check_types(given)
-        tokenizer = train(lambda: (s for folder in ingested for s in sentences(folder, "train")), **given)
+        tokenizer = train(lambda: _texts(ingested), **given)
         roles = ROLES
     with new_folder(out) as folder:
         _save(tokenizer, roles, folder)
@@ -249,6 +253,22 @@ def train(
     return tokenizer
 
 
+def _texts(ingested: Iterable[Path]) -> Iterator[str]:
+    """The training texts, with a bar that counts them: every kind but bpe reads them twice."""
+    for folder in ingested:
+        yield from counted(sentences(folder, "train"), f"texts of {folder.name}", "text", _size(folder))
+
+
+def _size(folder: Path) -> int:
+    """How many texts `sentences` gives."""
+    rows, found = pl.scan_parquet(folder / "rows/train.parquet"), []
+    schema = rows.collect_schema()
+    for column in chain.from_iterable(STREAMS[read_json(folder / "manifest.json")["kind"]].values()):
+        texts = pl.col(column).explode() if schema[column] == pl.List else pl.col(column)
+        found.append(rows.select((texts.drop_nulls() != "").sum()).collect(engine="streaming").item())
+    return sum(found)
+
+
 def _check_types(given: Mapping) -> None:
     """Refuse settings that are no numbers where numbers are needed, and so on; all at once."""
     wrong = []
@@ -285,7 +305,8 @@ def _wordpiece(texts, vocabulary: int, lowercase: bool, special: list[str], mini
 def _bpe(texts, vocabulary: int, lowercase: bool, special: list[str], minimum: int):
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    _refuse_nothing(next(iter(texts()), None))
+    given = iter(texts())
+    _refuse_nothing(first := next(given, None))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Lowercase() if lowercase else None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -297,7 +318,7 @@ def _bpe(texts, vocabulary: int, lowercase: bool, special: list[str], minimum: i
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.train_from_iterator(chain([first], given), trainer)
     return tokenizer
 
 

@@ -14,17 +14,16 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
-from tasks import recommender, score, track
+from tasks import score, track
 from tasks.command import run
 from tasks.files import digest, read_json
+from tasks.progress import progress
 
 __all__ = ["open_recommender", "top_k"]
 
 PART = 8192  # requests at a time
 CHECKOUT = Path(__file__).parents[1]
-SERVED = {shipped: f"tasks/{here}" for here, shipped in recommender.SERVED.items()}
 
 
 def top_k(model, requests: Path, out: Path, k: int = 20, allowed: pl.Series | None = None) -> int:
@@ -50,7 +49,7 @@ def top_k(model, requests: Path, out: Path, k: int = 20, allowed: pl.Series | No
     out.parent.mkdir(parents=True, exist_ok=True)
     fresh, writer, done = out.with_name(f".{out.name}.new"), None, 0
     try:
-        with tqdm(total=file.metadata.num_rows, unit="request", disable=None) as bar:
+        with progress(file.metadata.num_rows, "top_k", "request") as bar:
             for part in file.iter_batches(PART) if file.metadata.num_rows else [file.schema_arrow.empty_table()]:
                 rows = pl.from_arrow(part)
                 answer = rows.hstack(model.lists(rows, k, allowed)).to_arrow()
@@ -73,6 +72,8 @@ def open_recommender(address: str):
         RegistryError: there is no such version.
         ValueError: the folder holds no recommender.
     """
+    from tasks import recommender
+
     if not address.startswith("models:/"):
         if not (Path(address) / "bundle/recommender.json").is_file():
             raise ValueError(f"{address} holds no recommender; give models:/recommender-<name>@champion, or the folder "
@@ -83,7 +84,8 @@ def open_recommender(address: str):
         folder = track.model_files(version, Path(place))
         score.check(folder, version.tags.get("content_sha256"), address)
         shipped = read_json(folder / "artifacts/bundle/manifest.json")["code"]
-        here = {name: CHECKOUT / SERVED.get(name, name) for name in shipped}
+        served = {name: f"tasks/{here}" for here, name in recommender.SERVED.items()}
+        here = {name: CHECKOUT / served.get(name, name) for name in shipped}
         if other := [name for name, path in here.items() if not path.is_file() or digest(path) != shipped[name]]:
             words = f"{version.uri} was registered with another {', '.join(other)} than this checkout has"
             raise ValueError(f"{words}; take revision {version.tags.get('git_revision')}, or use tasks.score")

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from tqdm import tqdm
 
 from tasks.command import run
 from tasks.features import NO_FEATURES
 from tasks.files import digest, locked, new_folder, read_json, write_json
+from tasks.progress import progress
 from tasks.texts import Projection, TextEncoder, past, save_projection, text_of
 from tasks.training import use_threads
 
@@ -123,7 +123,7 @@ def _encoded(texts: pl.Series, model: Path, place: Path) -> tuple[np.ndarray, np
     if len(new):
         encode = TextEncoder(model)
         first = 1 + (known["shard"].max() if len(known) else -1)
-        with tqdm(total=len(new), desc="listings", unit=" texts", mininterval=1) as bar:
+        with progress(len(new), "listings", "text") as bar:
             for number, start in enumerate(range(0, len(new), SHARD), first):
                 chosen = new[start : start + SHARD]
                 np.save(place / f"{number:06d}.npy", encode(texts[chosen].to_list()), allow_pickle=False)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from models.language._trie import Trie, search
 from models.language.llama_e import LlamaE, answer_loss, row
 from tasks.base import load_causal, load_tokenizer, model_of
+from tasks.progress import counted
 
 __all__ = ["Author"]
 
@@ -63,7 +63,7 @@ class Author:
         """The most likely words after each prompt; "" for one that does not fit."""
         texts = [""] * len(prompts)
         order = sorted((n for n, one in enumerate(prompts) if self.fits(one)), key=lambda n: len(prompts[n]))
-        for first in tqdm(range(0, len(order), self.batch), desc="writing", disable=None):
+        for first in counted(range(0, len(order), self.batch), "writing", "batch"):
             chosen = order[first : first + self.batch]
             ids, mask = self._left([prompts[n] for n in chosen])
             made = self.model.generate(
@@ -85,7 +85,7 @@ class Author:
     def classify(self, prompts: Sequence[Sequence[int]], trie: Trie, beams: int = 4) -> list[str]:
         """A label for each prompt, whatever the model would rather say; the first one for a prompt that is too long."""
         found: list[str] = []
-        for first in tqdm(range(0, len(prompts), self.batch), desc="classifying", disable=None):
+        for first in counted(range(0, len(prompts), self.batch), "classifying", "batch"):
             part = [list(one) for one in prompts[first : first + self.batch]]
             if self.places is not None:
                 part = [one[max(0, len(one) + trie.longest - self.places) :] for one in part]

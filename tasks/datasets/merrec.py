@@ -30,6 +30,7 @@ from tasks.datasets._rules import (
     whole_sequences,
 )
 from tasks.datasets._schema import COLUMNS, IDS, MERREC_EVENTS, REQUIRED, conform
+from tasks.progress import counted
 
 __all__ = ["EVENTS", "FEATURES", "ShardError", "expectations", "fetch", "read", "rules", "scan"]
 
@@ -163,7 +164,7 @@ def fetch(
         folder, drop = Path(source), False
     chosen = _chosen(folder, months, shards)
     _check(chosen, drop)
-    for path in chosen:
+    for path in counted(chosen, "fetch", "shard"):
         target = Path(out) / (path.name if path == folder else path.relative_to(folder))
         target.parent.mkdir(parents=True, exist_ok=True)
         if not drop or not _linked(path, target):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from _bars import seen
 from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
 
@@ -35,6 +36,12 @@ def test_equal_seeds_give_equal_factors_and_a_user_without_items_has_none():
     assert torch.equal(one.user, two.user) and torch.equal(one.item, two.item)
     assert not torch.equal(one.item, fitted(seed=1).item)
     assert one.user[20].tolist() == [0.0] * 4
+
+
+def test_a_bar_counts_the_passes(monkeypatch):
+    bars = seen(monkeypatch)
+    fitted()
+    assert [(bar.desc, bar.total, bar.n) for bar in bars] == [("als", 15, 15)]
 
 
 def test_fold_in_is_the_library_s():

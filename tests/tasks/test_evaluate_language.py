@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from _bars import seen
 
 from tasks.datasets import corpora, parallel, questions
 from tasks.evaluate_language import evaluate_language, main
@@ -80,8 +81,10 @@ def prepare() -> dict:
     }
 
 
-def test_every_number_by_hand(made):
+def test_every_number_by_hand(made, monkeypatch):
+    bars = seen(monkeypatch)
     found = evaluate_language(prepare(), made["even"], made["likes"], "in", "out")
+    assert [bar.n == bar.total > 0 for bar in bars if bar.desc == "evaluate_language"] == [True]
     assert read_json("out/metrics.json")["evaluation"] == found
     # English: "aab" and "a b", six characters, as many tokens. The base guesses among 257. The model: three a, the
     # others share a quarter.

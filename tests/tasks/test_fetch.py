@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import polars as pl
 import pytest
+from _bars import seen
 
 from tasks.datasets import retailrocket
 from tasks.fetch import copy_files, dataset, fetch, main
@@ -184,7 +185,8 @@ def test_module_with_its_own_fetch_gets_its_own_settings(monkeypatch):
         fetch("made", {**settings, "sead": 8}, "landing/made", "report")
 
 
-def test_only_tables_are_copied_and_the_rest_is_named(source, folder, capsys):
+def test_only_tables_are_copied_and_the_rest_is_named(source, folder, capsys, monkeypatch):
+    bars = seen(monkeypatch)
     (source / "weights.pkl").write_bytes(b"x")
     (source / ".hidden.parquet").write_bytes(b"x")
     (source / "may").mkdir()
@@ -196,6 +198,7 @@ def test_only_tables_are_copied_and_the_rest_is_named(source, folder, capsys):
     assert "weights.pkl" in said
     names = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
     assert names == ["events-0.parquet", "events-1.parquet", "events-2.parquet", "may/more.csv"]
+    assert [(bar.desc, bar.total, bar.n) for bar in bars] == [("fetch", 4, 4)]
 
 
 def test_command_says_what_it_did_and_warns(source, capsys):

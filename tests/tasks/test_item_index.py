@@ -3,6 +3,7 @@ import shutil
 import polars as pl
 import pytest
 import torch
+from _bars import seen
 from _described import ENTRY, write_described
 
 from models.recommend.towers._towers import Prompt
@@ -54,10 +55,18 @@ def test_the_index_finds_what_exact_search_finds(root):
     assert (known == 2).all()
 
 
-def test_the_same_model_gives_the_same_file(root, tmp_path):
+def test_the_same_model_gives_the_same_file(root, tmp_path, monkeypatch):
+    bars = seen(monkeypatch)
     again = make_index(root / "pair/packed", tmp_path / "again")
     assert again == read_json(root / "index/manifest.json")
+    assert [(bar.total, bar.n) for bar in bars] == [(again["items"], again["items"])]
     assert again["packed"] == digest(root / "pair/packed/bundle/manifest.json")
+
+
+def test_items_are_added_a_part_at_a_time(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(item_index, "PART", 5)
+    assert make_index(root / "pair/packed", tmp_path / "again")["recall@100"] >= 0.95
+    assert ItemIndex.open(tmp_path / "again").graph.ntotal == len(ItemIndex.open(root / "index").items)
 
 
 def test_lengths_that_differ_lose_nothing(root, tmp_path):

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _bars import seen
 
 from tasks.datasets import corpora
 from tasks.datasets._listings import Listing
 from tasks.files import digest, read_json
-from tasks.ingest_text import ingest_text
+from tasks.ingest_text import ingest_text, sentences
 from tasks.recipes import read_recipe
 from tasks.settings import SettingsError
 from tasks.tokenizer import ROLES, TokenizerError, Vocabulary, check_vocabulary, copy_tokenizer, make_tokenizer, train
@@ -46,6 +47,13 @@ def made(ingested):
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bar_counts_all_texts(ingested, folder, kind, monkeypatch):
+    texts, bars = sum(1 for _ in sentences(ingested, "train")), seen(monkeypatch)
+    make_tokenizer({"kind": kind, "vocabulary": 900}, [ingested], "out")
+    assert [(bar.total, bar.n) for bar in bars] == [(texts, texts)] * (1 if kind == "bpe" else 2)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,7 +2,7 @@ import polars as pl
 import pytest
 from _likers import GATES, answer, entries, write_log
 
-from tasks import fresh
+from tasks import fresh, recommender
 from tasks import top_k as module
 from tasks.gate_recommender import gate_recommender
 from tasks.promote_recommender import promote_recommender
@@ -59,7 +59,7 @@ def test_a_registered_version_answers_if_its_code_is_ours(root, registry, tmp_pa
     rows = pl.DataFrame({"user": [7, 17]})
     model, own = open_recommender("models:/recommender-similar@champion"), load(root / "similar/packed")
     assert model.lists(rows, 4).equals(own.lists(rows, 4))
-    monkeypatch.setitem(module.SERVED, "serve.py", "tasks/serve.py")
+    monkeypatch.setattr(recommender, "SERVED", {"serve.py": "serve.py", "bundled.py": "bundled.py"})
     with pytest.raises(ValueError, match="registered with another serve.py than this checkout has"):
         open_recommender("models:/recommender-similar@champion")
 
