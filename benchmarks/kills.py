@@ -1,14 +1,15 @@
-"""The whole demo chain, killed again and again at random moments: what is left at the end, against an unbroken run.
+"""A whole chain, killed again and again at random moments: what is left at the end, against an unbroken run.
 
-    nice python benchmarks/kills.py [--kills 100] [--seed 1] [--folder FOLDER]
+    nice python benchmarks/kills.py [--chain recommend] [--kills 100] [--ahead 2] [--seed 1] [--folder FOLDER]
 
-A checkout with a small sample goes from nothing to two champions: data, backbone, prompt, gates, promotions. A moment
-is drawn afresh for each run: so many stages on (none, one or two), and there a uniform share of the time that the stage
-took in the unbroken run; every sixth one is the moment in which dvc.lock is written. Then SIGKILL of the whole process
-group, and the same command again. When a round got through it is compared with the unbroken run: the bytes of every
-file that holds no times, each version's content, one champion a model, no stray file, MLflow's database whole, no lock
-held, `dvc status` clean. Then everything is thrown away and the next round begins, by turns with `dvc repro` and
-`python -m tasks.repro`.
+A checkout with a small sample goes from nothing to two or three champions: `recommend` is the demo's (data, backbone,
+prompt, gates, promotions), `language` pre-trains one model and tunes it, `distill` has a student of that, too. A moment
+is drawn afresh for each run: so many stages on (none, one, or up to --ahead), and there a uniform share of the time
+that the stage took in the unbroken run; every sixth one is the moment in which dvc.lock is written. Then SIGKILL of the
+whole process group, and the same command again. When a round got through it is compared with the unbroken run: the
+bytes of every file that holds no times, each version's content, one champion a model, no stray file, MLflow's database
+whole, no lock held, `dvc status` clean. Then everything is thrown away and the next round begins, by turns with `dvc
+repro` and `python -m tasks.repro`.
 """
 
 import argparse
@@ -19,42 +20,47 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from _checkout import ALWAYS, Checkout  # noqa: E402
-from _killing import Kill, Left, Running, again, chain, differences, finish, killed, left  # noqa: E402
+from _killing import CHAINS, LAST, Kill, Left, Running, again, chain, differences, finish, killed, left  # noqa: E402
 
-COMMANDS = (("dvc", "repro"), ("tasks.repro", "promote@add_later"))
+DVC = ("dvc", "repro")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--chain", choices=CHAINS, default="recommend")
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--ahead", type=int, default=2, help="stages at most between one kill and the next")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="kept, and so can be looked at; by default a temporary one")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         shutil.rmtree(folder, ignore_errors=True)
-        survive(folder, given.kills, random.Random(given.seed))
+        survive(folder, given.chain, given.kills, given.ahead, random.Random(given.seed))
 
 
-def survive(folder: Path, kills: int, chance: random.Random) -> None:
+def survive(folder: Path, kind: str, kills: int, ahead: int, chance: random.Random) -> None:
     """Print each kill, each round's verdict and the sums."""
-    started, checkout = time.monotonic(), chain(folder / "run" / "rootstock")
+    started, checkout = time.monotonic(), chain(folder / "run" / "rootstock", kind)
+    commands = (DVC, ("tasks.repro", LAST[kind]))
     fresh = folder / "fresh"
     shutil.copytree(checkout.folder, fresh, symlinks=True)
     seconds = timed(checkout)
     unbroken = left(checkout)
     print(f"unbroken: {len(unbroken.files)} files, champions {unbroken.champions}, "
           f"{time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
+    moment = partial(a_moment, seconds, ahead, chance)
     hits, faults, rounds, mended = [], [], 0, 0
     while len(hits) < kills:
         again(checkout, fresh)
-        struck = one_round(checkout, COMMANDS[rounds % 2], kills - len(hits), seconds, chance)
+        struck = one_round(checkout, commands[rounds % 2], kills - len(hits), moment)
         finish(checkout)
         wrong = differences(left(checkout), unbroken)
         hits, faults, rounds = hits + struck, faults + wrong, rounds + 1
@@ -74,18 +80,16 @@ def timed(checkout: Checkout) -> dict[str, float]:
         begun.extend([running.seconds()] * (len(names) - len(begun)))
         return False
 
-    killed(checkout, COMMANDS[0], look)
+    killed(checkout, DVC, look)
     ends = [*begun[1:], begun[-1] + 10.0]
     return {stage: end - start for stage, start, end in zip(names, begun, ends, strict=True)}
 
 
-def one_round(
-    checkout, words: tuple[str, ...], most: int, seconds: dict[str, float], chance: random.Random
-) -> list[Kill]:
+def one_round(checkout, words: tuple[str, ...], most: int, moment: Callable) -> list[Kill]:
     """From nothing until the command gets through, or as many kills as are left."""
     hits = []
     while len(hits) < most:
-        kill = killed(checkout, words, moment(seconds, chance))
+        kill = killed(checkout, words, moment())
         if kill is None:
             return hits
         hits.append(kill)
@@ -93,9 +97,9 @@ def one_round(
     return hits
 
 
-def moment(seconds: dict[str, float], chance: random.Random) -> Callable[[Running], bool]:
+def a_moment(seconds: dict[str, float], ahead: int, chance: random.Random) -> Callable[[Running], bool]:
     """Whether it has come: a share of some stage's time, or, one time in six, the writing of dvc.lock."""
-    on, share, writing = chance.choice((0, 1, 2)), chance.random(), chance.random() < 1 / 6
+    on, share, writing = chance.choice(range(ahead + 1)), chance.random(), chance.random() < 1 / 6
     reached: list[float] = []
 
     def now(running: Running) -> bool:

@@ -41,6 +41,9 @@ PAGE = 200  # the most runs that Prefect gives in one answer
 WEBHOOK = "ROOTSTOCK_WEBHOOK"
 BLOCK = "rootstock"  # Prefect's name for the address, which it keeps encrypted in its database
 NOTIFY = "a run that failed or crashed is told to the webhook"
+LATE = "missed: nobody was up; one run catches up"
+GONE = "its process is gone"
+BURIED = "rootstock.run.buried"  # what `settle` says of a run that died
 # `text` is what Slack, Mattermost and their like show; the other fields are for programs.
 PAYLOAD = """{
   "text": {{ (flow.name ~ " " ~ flow_run.state.name ~ ": " ~ (flow_run.state.message or "") ~ " " ~ (flow_run|ui_url)) | tojson }},
@@ -141,11 +144,18 @@ def webhook() -> str | None:
 
 
 def look() -> None:
-    """Write down the deployments that missed a run while no worker was up: a changed schedule would forget them."""
+    """Cancel the runs whose time came while no worker was up, and write down whose they were.
+
+    Before anything else is done: with a schedule that prefect.yaml no longer has, its runs would be forgotten.
+    """
+    from prefect.states import Cancelled
+
     with _client() as client:
-        late = {str(run.deployment_id) for run in _late(client)}
-    known = read_json(MISSED) if MISSED.exists() else []
-    write_json(MISSED, sorted({*known, *late}))
+        late = _late(client)
+        known = read_json(MISSED) if MISSED.exists() else []
+        write_json(MISSED, sorted({*known, *(str(run.deployment_id) for run in late)}))
+        for run in late:
+            client.set_flow_run_state(run.id, Cancelled(message=LATE), force=True)
 
 
 def _client():
@@ -155,19 +165,17 @@ def _client():
 
 
 def _late(client) -> list:
-    """Runs of a schedule whose time has come and that nobody took, the oldest first."""
+    """Runs of a schedule whose time has come and that nobody took."""
     from prefect.client.schemas.filters import FlowRunFilterExpectedStartTime
     from prefect.client.schemas.objects import StateType
 
     due = FlowRunFilterExpectedStartTime(before_=datetime.now(UTC))
     found = _runs(client, [StateType.SCHEDULED], expected_start_time=due)
-    return sorted(
-        (run for run in found if run.auto_scheduled and run.deployment_id), key=lambda r: r.expected_start_time
-    )
+    return [run for run in found if run.auto_scheduled and run.deployment_id]
 
 
-def _runs(client, states: list, **also) -> list:
-    """All runs of our pool that are in one of these states."""
+def _runs(client, states: list, pool: str | None = POOL, **also) -> list:
+    """All runs of a pool that are in one of these states; the flows that a flow calls have none."""
     from prefect.client.schemas.filters import (
         FlowRunFilter,
         FlowRunFilterState,
@@ -177,36 +185,70 @@ def _runs(client, states: list, **also) -> list:
     )
 
     wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)), **also)
-    pool, found = WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])), []
-    while page := client.read_flow_runs(flow_run_filter=wanted, work_pool_filter=pool, limit=PAGE, offset=len(found)):
+    within, found = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])) if pool else None, []
+    while page := client.read_flow_runs(flow_run_filter=wanted, work_pool_filter=within, limit=PAGE, offset=len(found)):
         found += page
     return found
 
 
 def settle() -> None:
-    """Bury runs whose process is gone and leave one of those that were missed; called while no worker is up.
+    """Bury runs whose process is gone, and start one in place of those that were missed; called while no worker is up.
 
     The automation sees only what dies while the server lives. After a power cut nobody else would end those runs, and
     each would keep its deployment's only place for good.
     """
-    from prefect.client.schemas.objects import StateType
     from prefect.exceptions import ObjectNotFound
-    from prefect.states import Cancelled, Crashed
 
     with _client() as client:
         living = _living()
-        for run in _runs(client, [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]):
-            if str(run.id) not in living:
-                client.set_flow_run_state(run.id, Crashed(message="its process is gone"))
-                print(f"run {run.name}: its process is gone, now Crashed")
+        for run in _runs(client, _unfinished()):
+            if str(run.id) not in living and _bury(client, run):
+                _tell(run)
+                print(f"run {run.name}: {GONE}, now Crashed")
         for missed in read_json(MISSED) if MISSED.exists() else []:
-            *older, newest = [run for run in _late(client) if str(run.deployment_id) == missed] or [None]
-            for run in older:
-                client.set_flow_run_state(run.id, Cancelled(message=f"missed; {newest.name} catches up"), force=True)
             with suppress(ObjectNotFound):  # that deployment is no more
-                newest = newest or client.create_flow_run_from_deployment(missed, tags=["catch-up"])
-                print(f"run {newest.name}: catches up on what was missed while nobody was up")
+                run = client.create_flow_run_from_deployment(missed, tags=["catch-up"])
+                print(f"run {run.name}: catches up on what was missed while nobody was up")
     MISSED.unlink(missing_ok=True)
+
+
+def _unfinished() -> list:
+    from prefect.client.schemas.objects import StateType
+
+    return [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+
+
+def _bury(client, run) -> bool:
+    """Call a run Crashed, and the flows that it called; False when the automation was quicker."""
+    from prefect.client.schemas.filters import FlowRunFilterParentFlowRunId
+    from prefect.client.schemas.responses import SetStateStatus
+    from prefect.states import Crashed
+
+    done = client.set_flow_run_state(run.id, Crashed(message=GONE))
+    parent = FlowRunFilterParentFlowRunId(any_=[run.id])
+    for called in _runs(client, _unfinished(), pool=None, parent_flow_run_id=parent):
+        _bury(client, called)
+    return done.status == SetStateStatus.ACCEPT
+
+
+def _tell(run) -> None:
+    """Say that a run was buried.
+
+    Prefect's own event of that would wait a quarter of an hour for the one before it, which died with the server.
+    """
+    from prefect.events import emit_event
+
+    resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.state-message": "of a run"}
+    related = {"flow": run.flow_id, "deployment": run.deployment_id}
+    emit_event(
+        BURIED,
+        resource | {"prefect.resource.name": run.name},
+        related=[
+            {"prefect.resource.id": f"prefect.{kind}.{number}", "prefect.resource.role": kind}
+            for kind, number in related.items()
+            if number
+        ],
+    )
 
 
 def _living() -> set[str]:
@@ -276,8 +318,11 @@ def _notify(address: str) -> None:
     _written(
         NOTIFY,
         EventTrigger(
-            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
-            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed", BURIED},
+            # What `settle` buries is told by its own event.
+            match=ResourceSpecification(
+                {"prefect.resource.id": "prefect.flow-run.*", "prefect.state-message": f"!{GONE}"}
+            ),
             # The run of a deployment: the flows that it calls fail with it, and one message is enough.
             match_related=ResourceSpecification({"prefect.resource.role": "deployment"}),
             posture=Posture.Reactive,
@@ -297,7 +342,8 @@ def _written(name: str, trigger, action) -> None:
     except ValueError:  # none of this name
         wanted.create()
         return
-    if (known.trigger.within, known.actions) != (trigger.within, [action]):
+    same = [(each.expect, each.match, each.within) for each in (known.trigger, trigger)]
+    if same[0] != same[1] or known.actions != [action]:
         known.trigger, known.actions = trigger, [action]
         known.update()
 
@@ -331,6 +377,8 @@ def _environment() -> dict[str, str]:
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": address,
         # In memory, as is the default, the place in a deployment's concurrency limit is lost with the server, for good.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        # It would cancel what was missed before `look` sees it, where a dead run still has the deployment's only place.
+        "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
     }
 
 

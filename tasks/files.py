@@ -5,15 +5,64 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
-__all__ = ["digest", "locked", "new_folder", "read_if_there", "read_json", "write_json", "write_text"]
+__all__ = [
+    "DiskFull", "OnDisk", "digest", "locked", "new_folder", "read_if_there", "read_json", "room", "write_json",
+    "write_text",
+]  # fmt: skip
 
 LOCKS = Path(".dvc/tmp/rootstock")  # beside DVC's own locks: local to the checkout, never versioned
+FULL = re.compile("|".join(map(os.strerror, (ENOSPC, EDQUOT))))
+SHORT = re.compile(r"^\d+ requested and \d+ written$")  # numpy, of a full disk and of a broken one
+
+
+class DiskFull(OSError):
+    """A disk has no room, or an owner no more of it."""
+
+
+class OnDisk:
+    """A block that writes to `path`: of a full disk it says where, how full and what now, whichever library met it.
+
+    Python names no file when a write finds no room, polars calls it a broken file, and numpy gives two numbers only.
+
+    Raises:
+        DiskFull: in the place of what the block raised.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind, error: BaseException | None, _trace) -> None:
+        said = str(error)
+        if isinstance(error, DiskFull) or not (
+            FULL.search(said) or SHORT.search(said) and _free(self.path)[1] < 1 << 20
+        ):
+            return
+        why = FULL.search(said) or [os.strerror(ENOSPC)]
+        raise DiskFull(ENOSPC, f"{why[0]}; nothing was written to {self.path}. {room(self.path)}") from None
+
+
+def room(path: str | Path) -> str:
+    """How much is free on the disk of `path`, or of the nearest folder above it that is there, and what to do then."""
+    place, free = _free(path)
+    return f"{free / 1e6:,.1f} MB are free at {place}: make room there, then run it again"
+
+
+def _free(path: str | Path) -> tuple[Path, int]:
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return place, shutil.disk_usage(place).free
 
 
 @contextmanager
@@ -42,7 +91,8 @@ def new_folder(target: str | Path) -> Iterator[Path]:
             shutil.rmtree(stale, ignore_errors=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".new-{target.name}-", dir=target.parent))
         try:
-            yield fresh
+            with OnDisk(target):
+                yield fresh
             fresh.chmod(0o755)
             if target.exists():
                 shutil.rmtree(target)
@@ -57,7 +107,8 @@ def write_text(path: str | Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        fresh.write_text(text)
+        with OnDisk(path):
+            fresh.write_text(text)
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)

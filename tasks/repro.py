@@ -15,6 +15,7 @@ from tasks.command import quiet, run
 from tasks.files import locked, room
 from tasks.mend import mend
 from tasks.plain_words import refuse_others
+from tasks.process import mark
 
 __all__ = ["Busy", "StageFailed", "alone", "dvc", "repro", "stale", "why_stale"]
 
@@ -106,7 +107,10 @@ def repro(stage: str, single: bool = False, run: str = "") -> list[str]:
         if not any("is busy, it is being blocked by" in line for line in lines):
             raise _failure(stage, status, lines)
         blocker = next((line.strip(" -") for line in lines if line.strip().startswith("(PID")), "an unknown process")
-        _wait(f"{stage}: DVC is busy with {blocker}", started)
+        line = f"{stage}: DVC is busy with {blocker}"
+        _wait(line, started)
+        while _at_work(blocker):
+            _wait(line, started)
 
 
 def stale() -> list[str]:
@@ -211,6 +215,19 @@ def _failure(stage: str, status: int, lines: list[str]) -> StageFailed:
     # Of a full disk DVC says that no kind of link is possible, and leaves half of what it was writing.
     full = "No possible cache link types" in told or os.strerror(ENOSPC) in told
     return StageFailed(stage, f"{told}\n{room('.')}" if full else told, code)
+
+
+def _at_work(blocker: str) -> bool:
+    """Whether the process that DVC named is still there.
+
+    DVC itself is not asked again before: it would hold its lock meanwhile, and a `dvc repro` that finds the lock held
+    when its stage ends gives up after 3 s, with hours of training unrecorded.
+    """
+    named = re.search(r"\(PID (\d+)\)", blocker)
+    try:
+        return bool(named and mark(int(named[1])))
+    except ProcessLookupError:
+        return False
 
 
 def _wait(line: str, started: float) -> None:

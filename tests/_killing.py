@@ -1,5 +1,6 @@
 """Kill a run at any moment, start it again, and compare what is left with what an unbroken run leaves."""
 
+import csv
 import hashlib
 import os
 import re
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from _checkout import DISTILL, ITEMS, LANGUAGE, WRITING, Checkout, copied
+from _checkout import DISTILL, ITEMS, LANGUAGE, RECOMMEND, WRITING, Checkout, copied
 
 NAMED = re.compile(r"\d{8}T\d{6}\.\d+Z")  # Great Expectations names a page by its moment
 WRITTEN = ("landing", "data", "artifacts")
@@ -23,6 +24,7 @@ WRITTEN = ("landing", "data", "artifacts")
 TIMED = re.compile(
     r"/(system\.csv|proof\.json|verdict\.(json|html))$|/receipt/|/validation/|^dvc\.lock$|/registry\.json$|/checkpoints/"
 )
+COSTS = ("latency_ms", "peak_memory_mb", "seconds", "tokens_per_second", "wait_share", "wall_seconds")
 
 
 @dataclass
@@ -56,9 +58,46 @@ def small(params: dict) -> None:
     params["gates"]["default"] = {"floors": {"auc": 0.1}, "ceilings": {"latency_ms": 5000}, "least_positives": 1}
 
 
-def chain(folder: Path) -> Checkout:
-    """A checkout with data, backbone, one prompt, their gates and promotions; nothing has run in it."""
-    return copied(folder, small, without=ITEMS + LANGUAGE + WRITING + DISTILL)
+def language(params: dict) -> None:
+    """The least that still goes through every stage of the language chain: one model pre-trained, one tuned."""
+    params["datasets"] = {
+        "corpora": {"source": "tasks/datasets/corpora.py", "documents": 120},
+        "listings": {"source": "tasks/datasets/listings.py", "rows": 120},
+    }
+    training = {"steps": 24, "batch": 8, "evaluate_steps": 8, "checkpoint_steps": 2}
+    tuned = {"from": "bert", "kind": "classification", "data": "listings", "length": 32}
+    params["language"] = {
+        "tokenizer": {"kind": "wordpiece", "vocabulary": 400, "data": "corpora"},
+        "tokens": ["corpora"],
+        "pretrain": {"bert": {"size": "nano", "data": "corpora", "length": 48, "training": training}},
+        "finetune": {"category": tuned | {"training": {"steps": 8, "batch": 8, "checkpoint_steps": 2}}},
+        "gates": {"pretrain": {"ceilings": {"loss": 20.0}, "improvement": {"metric": "loss", "margin": -9.0}},
+                  "finetune": {"floors": {"accuracy": 0.0}}},
+    }  # fmt: skip
+    none = {"methods": {}, "mixes": {}, "chains": {}, "several": {}, "teachers": {}}
+    gates = {"floors": {"kept": 0.0}, "ceilings": {"ratio": 1.0, "latency_ms": 100000}}
+    params["distill"] |= none | {"length": 32, "gates": {"mix": gates}}
+
+
+def distillation(params: dict) -> None:
+    """Those two, and a student of the tuned one by a mix of two methods."""
+    language(params)
+    params["distill"] |= {"student": {"layers": 1}, "mixes": {"tiny": {"minilm": {}, "pd": {"weight": 0.5}}},
+                          "training": {"steps": 8, "batch": 8, "checkpoint_steps": 2}}  # fmt: skip
+
+
+CHAINS = {
+    "recommend": (small, ITEMS + LANGUAGE + WRITING + DISTILL),
+    "language": (language, RECOMMEND + ITEMS + WRITING + DISTILL),
+    "distill": (distillation, RECOMMEND + ITEMS + WRITING),
+}
+LAST = {"recommend": "promote@add_later", "language": "promote_finetune@category", "distill": "promote_mix@tiny"}
+
+
+def chain(folder: Path, kind: str = "recommend") -> Checkout:
+    """A checkout with the stages from data to champions of one chain, an entry of each sort; nothing has run in it."""
+    change, without = CHAINS[kind]
+    return copied(folder, change, without)
 
 
 def killed(checkout: Checkout, words: tuple[str, ...], now: Callable[["Running"], bool]) -> Kill | None:
@@ -122,12 +161,16 @@ class Running:
 
     def unit(self) -> str:
         """The work unit whose process is alive, or ""."""
+        return next(iter(self.units()), "")
+
+    def units(self) -> dict[str, psutil.Process]:
+        """Work unit -> its process, of those that are alive."""
         try:
-            words = [child.cmdline() for child in psutil.Process(self.pid).children(recursive=True)]
+            words = {child: child.cmdline() for child in psutil.Process(self.pid).children(recursive=True)}
         except psutil.Error:
-            return ""
-        found = [part.removeprefix("tasks.") for line in words for part in line if re.fullmatch(r"tasks\.\w+", part)]
-        return found[0] if found else ""
+            return {}
+        return {part.removeprefix("tasks."): child for child, line in words.items() for part in line
+                if re.fullmatch(r"tasks\.\w+", part)}  # fmt: skip
 
     def doing(self) -> str:
         return f"tasks.{unit}" if (unit := self.unit()) else "dvc"
@@ -193,9 +236,13 @@ def again(checkout: Checkout, fresh: Path) -> None:
 
 
 def _hash(path: Path) -> str:
+    """Of a file without the numbers that say how long something took, which differ from run to run."""
     content = path.read_bytes()
-    if path.suffix == ".json":  # a number of seconds differs from run to run
-        content = re.sub(rb'"(peak_memory_mb|seconds)": [\d.e-]+', b"", content)
+    if path.suffix == ".json":
+        content = re.sub(rb'"(%b)": (\{[^}]*\}|[\d.e-]+)' % "|".join(COSTS).encode(), b"", content)
+    if path.suffix == ".csv":
+        rows = csv.DictReader(content.decode().splitlines())
+        content = repr([{name: value for name, value in row.items() if name not in COSTS} for row in rows]).encode()
     return hashlib.sha256(content).hexdigest()
 
 

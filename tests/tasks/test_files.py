@@ -3,10 +3,12 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from tasks.files import digest, locked, new_folder, read_json, write_json
+from tasks import files
+from tasks.files import DiskFull, OnDisk, digest, locked, new_folder, read_json, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +29,31 @@ def test_new_folder_is_whole_or_absent(tmp_path):
         fail(folder / "a")
     assert (target / "a").read_text() == "1"
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".new")] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "free", "full"),
+    [
+        (OSError(28, "No space left on device"), 0, True),
+        (OSError(122, "Disk quota exceeded"), 1 << 40, True),
+        (RuntimeError("parquet: File out of specification: No space left on device (os error 28)"), 0, True),
+        (OSError("65536 requested and 38384 written"), 4096, True),  # numpy
+        (OSError("65536 requested and 38384 written"), 1 << 30, False),  # a disk that is broken, not full
+        (OSError(13, "Permission denied", "out"), 0, False),
+    ],
+)
+def test_a_full_disk_is_told_with_its_place_and_room(tmp_path, monkeypatch, error, free, full):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    with pytest.raises(type(error) if not full else DiskFull) as raised, OnDisk("there/not/yet"):
+        raise error
+    if full:
+        assert str(raised.value).endswith(
+            f"; nothing was written to there/not/yet. {free / 1e6:,.1f} MB are free at {tmp_path}: make room there, "
+            f"then run it again"
+        )
+        assert raised.value.errno == 28
+    else:
+        assert raised.value is error
 
 
 def test_new_folder_removes_what_a_kill_left(tmp_path):

@@ -99,6 +99,13 @@ def test_a_failure_speaks_in_the_words_of_its_stage(project):
     assert str(failed.value) == "stage raw failed: 17 rows have no time\n  e.g. row 3"
 
 
+def test_what_dvc_says_of_a_full_disk_is_explained():
+    line = "ERROR: failed to reproduce 'model': No possible cache link types for 'model.txt'. See <https://dvc.org>."
+    told = str(module._failure("model", 255, ["Running stage 'look':", line]))
+    assert re.search(r"No possible cache link types.*\n[\d,.]+ MB are free at /\S+: make room there, then run it", told)
+    assert "MB are free" not in str(module._failure("model", 255, [line.replace("No possible", "Many")]))
+
+
 @pytest.mark.parametrize(("status", "again"), [(75, True), (1, False), (None, False)])
 def test_only_a_fault_that_may_pass_is_tried_again(status, again):
     from prefect.states import Failed
@@ -125,7 +132,10 @@ def test_waits_for_a_dvc_that_somebody_typed(project, monkeypatch):
         time.sleep(0.3)
 
     monkeypatch.setattr(module, "_wait", wait)
+    asked, ask = [], module.dvc
+    monkeypatch.setattr(module, "dvc", lambda *words, **more: asked.append(words) or ask(*words, **more))
     assert repro("raw", single=True) == []  # the other one made it
+    assert len(asked) == 2  # not while the other was at work, whose stage could then not be recorded
     assert typed.wait() == 0
     assert re.search(rf"raw: DVC is busy with \(PID {typed.pid}\): .* repro raw", said[0])
 
