@@ -36,6 +36,7 @@ AUTH = "PREFECT_SERVER_API_AUTH_STRING"  # user:password; the server asks for it
 PATIENCE = 120.0  # seconds for the server to answer; a new database alone takes 10 to 20 on a busy machine
 GRACE = 30.0  # seconds for the worker to end its flows
 SILENCE = timedelta(seconds=90)  # three missed heartbeats: the run is dead, see prefect.yaml
+ONCE = timedelta(minutes=1)  # a run that failed is told once in this time
 MISSED = FOLDER / "missed.json"  # deployments whose runs were missed while nobody was up, until one caught up on them
 PAGE = 200  # the most runs that Prefect gives in one answer
 WEBHOOK = "ROOTSTOCK_WEBHOOK"
@@ -325,6 +326,9 @@ def _notify(address: str) -> None:
             ),
             # The run of a deployment: the flows that it calls fail with it, and one message is enough.
             match_related=ResourceSpecification({"prefect.resource.role": "deployment"}),
+            # Where SQLite was locked the server reads an event again, and would tell of it again.
+            for_each={"prefect.resource.id"},
+            within=ONCE,
             posture=Posture.Reactive,
             threshold=1,
         ),
@@ -342,7 +346,7 @@ def _written(name: str, trigger, action) -> None:
     except ValueError:  # none of this name
         wanted.create()
         return
-    same = [(each.expect, each.match, each.within) for each in (known.trigger, trigger)]
+    same = [(each.expect, each.match, each.for_each, each.within) for each in (known.trigger, trigger)]
     if same[0] != same[1] or known.actions != [action]:
         known.trigger, known.actions = trigger, [action]
         known.update()

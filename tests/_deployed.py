@@ -1,23 +1,53 @@
 """A checkout under a real Prefect server and worker, on a fast clock, and a receiver of its messages."""
 
 import json
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import psutil
 import yaml
 from _checkout import Checkout
 
+ENDED = {"Completed", "Failed", "Crashed", "Cancelled"}
 PATIENCE = 420.0  # seconds for a run; the machine may be busy with other tests
 
 
+class Receiver:
+    """A web address that keeps what is posted to it, in `said`, while it is entered."""
+
+    def __enter__(self):
+        said = self.said = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                said.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+
 class Deployed:
-    """`python -m tasks.deploy up` in a checkout; look at its runs."""
+    """`python -m tasks.deploy up` in a checkout; look at its runs, and kill its parts."""
 
     def __init__(self, checkout: Checkout, port: int):
         self.checkout, self.port = checkout, port
@@ -38,6 +68,18 @@ class Deployed:
         for words in (["prefect", "--no-prompt", "deploy", "--all"], ["tasks.deploy", "arrange"]) if deploy else ():
             subprocess.run([sys.executable, "-m", *words], check=True, cwd=self.checkout.folder,
                            env=self.environment(), stdout=subprocess.DEVNULL)  # fmt: skip
+
+    def process(self, name: str) -> psutil.Process:
+        """The server, or the worker."""
+        return psutil.Process(int((self.checkout.folder / f".prefect/{name}.pid").read_text().split()[-1]))
+
+    def kill(self, name: str) -> None:
+        """SIGKILL a part and everything that it started, as a power cut would."""
+        process = self.process(name)
+        family = [process, *process.children(recursive=True)]
+        for member in family:
+            member.send_signal(signal.SIGKILL)
+        psutil.wait_procs(family, timeout=10)
 
     def ask(self, path: str, body: dict | None = None):
         """What the server answers, as JSON."""
@@ -65,13 +107,20 @@ class Deployed:
                  "message": run["state"]["message"] or "", "due": run["expected_start_time"],
                  "started": run["start_time"] or "", "seconds": run["total_run_time"]} for run in found]  # fmt: skip
 
-    def start(self, late: int = 0, seconds: int = 3600) -> list[str]:
-        """Ask for a run now, or for several that were due in the past, one every so many seconds: their ids."""
+    def missed(self) -> list[dict]:
+        """Runs whose time has come and that nobody took."""
+        now = datetime.now(UTC)
+        return [run for run in self.runs() if run["state"] == "Scheduled" and datetime.fromisoformat(run["due"]) < now]
+
+    def open(self) -> list[str]:
+        """What has not ended of the runs that began, and of the flows that they called."""
+        begun = {"flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}}
+        return [f"{run['name']} is {run['state_name']}" for run in self.ask("flow_runs/filter", begun)]
+
+    def start(self, times: int = 1) -> list[str]:
+        """Ask for a run now, or for several at once: their ids."""
         watch = self.ask("deployments/name/watch/watch")["id"]
-        moments = [datetime.now(UTC) - timedelta(seconds=back * seconds) for back in range(late, 0, -1)]
-        bodies = [{"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": moment.isoformat()}}}
-                  for moment in moments or [datetime.now(UTC)]]  # fmt: skip
-        return [self.ask(f"deployments/{watch}/create_flow_run", body)["id"] for body in bodies]
+        return [self.ask(f"deployments/{watch}/create_flow_run", {})["id"] for _ in range(times)]
 
     def await_run(self, run: str, states: set[str]) -> dict:
         return until(lambda: next((r for r in self.runs() if r["id"] == run and r["state"] in states), None),
@@ -79,12 +128,12 @@ class Deployed:
 
 
 @contextmanager
-def deployed(checkout: Checkout) -> Iterator[Deployed]:
+def deployed(checkout: Checkout, webhook: str = "") -> Iterator[Deployed]:
     """A server and a worker for a checkout; both end with the block, also when it fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    checkout.environment |= {"ROOTSTOCK_PORT": str(port), "ROOTSTOCK_WEBHOOK": "",
+    checkout.environment |= {"ROOTSTOCK_PORT": str(port), "ROOTSTOCK_WEBHOOK": webhook,
                              "PREFECT_API_DATABASE_TIMEOUT": "60"}  # fmt: skip
     for name in ("PREFECT_API_URL", "PREFECT_HOME"):
         checkout.environment.pop(name, None)
