@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psutil
@@ -82,12 +84,18 @@ class Deployed:
         psutil.wait_procs(family, timeout=10)
 
     def ask(self, path: str, body: dict | None = None):
-        """What the server answers, as JSON."""
+        """What the server answers, as JSON; asked again, as Prefect's own clients do, where its SQLite was locked."""
         content = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/{path}", content,
                                          {"Content-Type": "application/json"})  # fmt: skip
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
+        for pause in (1, 2, 4, 8, 16, None):
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or pause is None:
+                    raise
+                time.sleep(pause)
 
     def environment(self) -> dict[str, str]:
         return self.checkout.environment | {
