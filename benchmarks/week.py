@@ -121,7 +121,7 @@ class Week:
         (run,) = [run for run in self.place.runs() if run["state"] == "Running"]
         return began - {run["id"]}
 
-    def crowd(self) -> None:
+    def crowd(self) -> set[str]:
         self.new_data()
         began = {run["id"] for run in self.place.runs() if run["started"]}
         self.place.start(times=2)
