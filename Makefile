@@ -27,7 +27,7 @@ demo: $(VENV)/.installed  ## logs in, backbone frozen, a task added by one line,
 	@$(BIN)/python -m tasks.demo
 
 test: $(VENV)/.installed  ## the whole suite
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed  ## style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -59,7 +59,7 @@ GRID = {
     "item_knn": {"neighbours": [20, 100, 400], "shrink": [5.0, 20.0]},
     "als": {"alpha": [3.0, 10.0, 30.0, 100.0], "regularization": [1.0, 30.0]},
     "bpr": {"rate": [2e-3, 1e-2], "penalty": [1e-4, 1e-2], "batch": [1024]},
-    "directau": {"rate": [2e-3, 1e-2], "gamma": [1.0], "batch": [512]},
+    "directau": {"rate": [2e-3, 1e-2], "gamma": [1.0, 5.0], "batch": [512]},
     "recdcl mf": {"encoder": ["mf"], "rate": [2e-3, 1e-2], "beta": [5.0], "tau": [0.1], "batch": [512]},
     "recdcl": {"rate": [2e-3, 1e-2], "beta": [5.0], "tau": [0.1], "batch": [1024]},
     "lightgcn": {"rate": [5e-3, 2e-2], "batch": [2048]},
@@ -67,7 +67,7 @@ GRID = {
     "cml": {"rate": [2e-3, 1e-2], "margin": [0.5, 1.9], "batch": [1024]},
     "clrec": {"rate": [2e-3, 1e-2], "queue": [1024], "batch": [256]},
 }
-WIDE = {"als": 256, "bpr": 256, "directau": 256, "recdcl mf": 256, "recdcl": 256}
+WIDE = {label: 256 for label in GRID if label not in ("popularity", "item_knn")}
 VALIDATIONS, PATIENCE, VALIDATED = 12, 4, 2000  # of a run, without gain, and users of each
 
 

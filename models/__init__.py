@@ -8,7 +8,13 @@ from importlib import import_module
 from inspect import signature
 from pkgutil import iter_modules
 
-__all__ = ["build", "method", "names", "summary"]
+__all__ = ["WrongSetting", "build", "method", "names", "summary"]
+
+NUMBERS = (int, float, int | None, float | None)
+
+
+class WrongSetting(TypeError, ValueError):
+    """A setting that the method does not have, or one that is no number where it should be: its user can mend it."""
 
 
 def names(family: str) -> list[str]:
@@ -35,14 +41,19 @@ def build(family: str, name: str, *parts, **settings):
 
     Raises:
         LookupError: no such method.
-        TypeError: a setting that the method's signature does not have; names those it accepts.
+        WrongSetting: a setting that the method's signature does not have; names those it accepts. A text for a number.
     """
     built = method(family, name)
+    known = signature(built).parameters
     try:
         signature(built).bind(*parts, **settings)
     except TypeError as error:
-        accepted = ", ".join(list(signature(built).parameters)[len(parts) :]) or "no settings"
-        raise TypeError(f"{family}.{name}: {error}; it accepts: {accepted}") from None
+        accepted = ", ".join(list(known)[len(parts) :]) or "no settings"
+        raise WrongSetting(f"{family}.{name}: {error}; it accepts: {accepted}") from None
+    for setting, value in settings.items():
+        if isinstance(value, str) and setting in known and known[setting].annotation in NUMBERS:
+            raise WrongSetting(f"{family}.{name}: {setting} is a number, got the text {value!r}; YAML reads 1e-3 as a "
+                               f"text, so write 1.0e-3")  # fmt: skip
     return built(*parts, **settings)
 
 

@@ -12,9 +12,6 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -95,6 +92,9 @@ def wrap(
             broadcast_buffers=False,
             find_unused_parameters=getattr(model, "partial", False),  # a step may leave parameters out
         )
+    from torch.distributed.device_mesh import init_device_mesh  # a second of imports that a run of one rank spares
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     mesh = init_device_mesh(device.type, (world(),))
     if scalars := [name for name, parameter in model.named_parameters() if parameter.ndim == 0]:
         raise ValueError(
@@ -136,14 +136,14 @@ def tables(model: nn.Module) -> list[nn.Parameter]:
 
 def ranks(model: nn.Module) -> int:
     """Ranks over which this model's gradients are averaged; 1 when it is not wrapped."""
-    return world() if isinstance(model, (DistributedDataParallel, FSDPModule)) else 1
+    return world() if isinstance(model, DistributedDataParallel) or _is_fsdp(model) else 1
 
 
 def synchronise(model: nn.Module, now: bool) -> None:
     """Whether the next backward pass sends gradients: not while micro-batches of one step accumulate."""
     if isinstance(model, DistributedDataParallel):
         model.require_backward_grad_sync = now
-    elif isinstance(model, FSDPModule):
+    elif _is_fsdp(model):
         model.set_requires_gradient_sync(now)
 
 
@@ -170,14 +170,16 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor gathered from its shares; every rank must ask. One that is not shared is returned as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_cut(tensor) else tensor
 
 
 def shard_like(model_tensor: Tensor, value: Tensor) -> Tensor:
     """A whole tensor, equal on every rank, cut as `model_tensor` is."""
     value = value.to(model_tensor.device)
-    if not isinstance(model_tensor, DTensor):
+    if not _is_cut(model_tensor):
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value, model_tensor.device_mesh, model_tensor.placements, src_data_rank=None)
 
 
@@ -209,6 +211,15 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 inner(model).get_submodule(name.removesuffix(EXTRA).rstrip(".")).set_extra_state(tensors[name])
             else:
                 tensor.copy_(shard_like(tensor, tensors[name]))
+
+
+def _is_fsdp(model: nn.Module) -> bool:
+    # What fully_shard adds to a module's class; asking for the class itself would import it.
+    return hasattr(model, "set_requires_gradient_sync")
+
+
+def _is_cut(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")  # a DTensor
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

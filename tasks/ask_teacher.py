@@ -27,6 +27,7 @@ from tasks.teacher_cache import (
     FORMAT,
     HASH,
     MANIFEST,
+    CacheBroken,
     CacheForeign,
     Taught,
     TeacherCache,
@@ -93,7 +94,7 @@ def fill(
 
     Raises:
         CacheForeign: the folder holds a cache made of something else.
-        CacheBroken: what is there is truncated or corrupt.
+        CacheBroken: what is there is truncated or corrupt; the ranks do not see one folder.
         NoRoom: the disk is too small; nothing was written.
         ValueError: facts are missing; a number that `kept` cannot hold.
     """
@@ -105,7 +106,7 @@ def fill(
                 _forget(folder, whole)
             _together()
         known = _resume(folder, whole)
-        _together()  # all ranks know the same shards before the first one writes another
+        _refuse_apart(folder, len(known))  # all ranks know the same shards before the first one writes another
         first, last = len(known), shard_count(whole)
         if first < last:
             _refuse_full(folder, teacher, source, kept, whole, known, device)
@@ -153,10 +154,11 @@ def taught_by(
 
 def estimate(teacher: nn.Module, source, kept: Kept, count: int, device: str | torch.device = "cpu") -> float:
     """Bytes of a cache of `count` rows, from a sample of them."""
-    seen = range(min(4, count))
-    packed = _ask(teacher, source, kept, seen, len(seen), device, None)
     spread = sorted({round(place * (count - 1) / (SAMPLE - 1)) for place in range(SAMPLE)})
     lengths = source.rows(spread)["mask"].sum(1).tolist()
+    # Rows without a token say nothing of what a token takes.
+    seen = [number for number, length in zip(spread, lengths, strict=True) if length][:4] or spread[:1]
+    packed = _ask(teacher, source, kept, seen, len(seen), device, None)
     return Kept.size_like(packed, lengths) * count / len(lengths)
 
 
@@ -165,11 +167,22 @@ def _together() -> None:
         torch.distributed.barrier()
 
 
+def _refuse_apart(folder: Path, shards: int) -> None:
+    """Raise CacheBroken on every rank if one of them sees another folder; all meet here."""
+    if parallel.world() == 1:
+        return
+    found: list[int] = [0] * parallel.world()
+    torch.distributed.all_gather_object(found, shards)
+    if set(found) != {shards}:
+        raise CacheBroken(f"{folder}: the ranks see {', '.join(map(str, found))} whole shards there; the folder must "
+                          f"be the same for all, so put it where every machine sees it")  # fmt: skip
+
+
 @torch.no_grad()
-def _ask(teacher, source, kept: Kept, rows: range, batch: int, device, bar) -> dict[str, Tensor]:
+def _ask(teacher, source, kept: Kept, rows: Sequence[int], batch: int, device, bar) -> dict[str, Tensor]:
     parts: list[dict[str, Tensor]] = []
-    for start in range(rows.start, rows.stop, batch):
-        numbers = range(start, min(start + batch, rows.stop))
+    for start in range(0, len(rows), batch):
+        numbers = rows[start : start + batch]
         given = source.rows(numbers)
         hashes = b"".join(hash_of(given, place) for place in range(len(numbers)))
         moved = {name: value.to(device) for name, value in given.items()}

@@ -28,7 +28,7 @@ from tasks import plots
 from tasks.command import run
 from tasks.curve import write_curve
 from tasks.files import digest, new_folder, read_json, write_json
-from tasks.settings import SettingsError, fill, read
+from tasks.settings import SettingsError, check_names, fill, read
 from tasks.training import use_threads
 
 __all__ = ["Columns", "Encoder", "Steps", "evaluate", "load_policy", "train_policy"]
@@ -61,10 +61,10 @@ class Columns:
         Raises:
             SettingsError: a name is missing or unknown.
         """
-        known = set(cls.__dataclass_fields__)
-        if set(given) != known or not given["reward"] or not given["context"]:
-            raise SettingsError(f"columns needs {', '.join(sorted(known))}, none of them empty; got {dict(given)}")
-        return cls(**given)
+        made = fill(cls, given, "columns")
+        if not made.reward or not made.context:
+            raise SettingsError(f"columns names at least one reward and one context; got {dict(given)}")
+        return made
 
     def require(self, frame: pl.DataFrame, path: Path) -> None:
         """Refuse a table without these columns, or with empty cells in them.
@@ -101,15 +101,6 @@ class Steps:
     lr: float = 1e-3
     weight_decay: float = 0.1
     seed: int = 7
-
-    @classmethod
-    def of(cls, given: Mapping) -> "Steps":
-        """From the settings.
-
-        Raises:
-            SettingsError: an unknown name.
-        """
-        return fill(cls, given, "training")
 
 
 @dataclass
@@ -169,11 +160,10 @@ def train_policy(settings: Mapping, train: Path, test: Path, out: Path) -> Path:
     Raises:
         ValueError: a setting, column or row that cannot work; nothing is written.
     """
-    if unknown := sorted(set(settings) - set(KEYS)):
-        raise SettingsError(f"a bandit has no {', '.join(unknown)}; it has: {', '.join(KEYS)}")
+    check_names(settings, KEYS, "a bandit")
     if (reward_model := settings.get("reward_model", "rates")) not in REWARD_MODELS:
         raise SettingsError(f"reward_model is {' or '.join(REWARD_MODELS)}; got {reward_model!r}")
-    columns, steps = Columns.of(settings.get("columns") or {}), Steps.of(settings.get("training") or {})
+    columns, steps = Columns.of(settings.get("columns") or {}), fill(Steps, settings.get("training") or {}, "training")
     frames = [pl.read_parquet(path) for path in (train, test)]
     for frame, path in zip(frames, (train, test), strict=True):
         columns.require(frame, path)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tasks.files import OnDisk
+from tasks.files import on_disk
 
 __all__ = ["latest", "pack_optimizer", "save_checkpoint", "tensor_digest", "unpack_optimizer"]
 
@@ -37,7 +37,7 @@ def save_checkpoint(folder: str | Path, step: int, tensors: dict[str, Tensor], s
     path = folder / f"step-{step:09d}.safetensors"
     fresh = folder / f".{path.name}.{os.getpid()}"
     try:
-        with OnDisk(path), open(fresh, "wb") as file:
+        with on_disk(path), open(fresh, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

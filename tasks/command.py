@@ -9,7 +9,7 @@ from urllib.error import URLError
 
 from tasks.journal import recorded
 
-__all__ = ["quiet", "refuse_words", "run"]
+__all__ = ["environment", "quiet", "refuse_words", "run", "threads"]
 
 
 def quiet() -> None:
@@ -23,6 +23,18 @@ def quiet() -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def environment() -> dict[str, str]:
+    """This process's, quiet, in which `python` is the Python that runs here: a stage's command takes PATH's first."""
+    quiet()
+    return os.environ | {"PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", os.defpath)}
+
+
+def threads() -> int:
+    """With how many a stage computes: OMP_NUM_THREADS, else all cores of this process's share (containers and
+    `taskset` count). Sums are grouped by it, so it belongs to what decides a trained model's last bits."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
 def refuse_words(folder: Path, module: str, words: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ from tasks.extend_vocabulary import located
 from tasks.files import digest, new_folder, write_json
 from tasks.mixture import Mixture, open_mixture
 from tasks.pretrain import rows_digest
-from tasks.settings import SettingsError
+from tasks.settings import SettingsError, check_names
 from tasks.settings import read as read_settings
 from tasks.slots import slot
 from tasks.training import use_threads
@@ -185,8 +185,7 @@ def _chosen(settings: Mapping, name: str) -> dict:
     if name not in (settings or {}):
         raise SettingsError(f"language.continued has no {name!r}; it has: {', '.join(settings or {}) or 'nothing'}")
     chosen = dict(settings[name] or {})
-    if unknown := sorted(set(chosen) - set(KEYS)):
-        raise SettingsError(f"continued.{name} has no setting {', '.join(unknown)}; it has: {', '.join(KEYS)}")
+    check_names(chosen, KEYS, f"continued.{name}")
     if missing := [key for key in ("sources", "length") if not chosen.get(key)]:
         raise SettingsError(f"continued.{name} lacks {', '.join(missing)}")
     return chosen

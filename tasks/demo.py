@@ -4,14 +4,13 @@ Everything runs in this checkout: what it leaves is what `dvc repro` would leave
 """
 
 import difflib
-import os
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from tasks.command import run
+from tasks.command import environment, run
 from tasks.files import read_json, write_text
 from tasks.prune import prune
 
@@ -75,7 +74,7 @@ def with_task(text: str) -> str:
 
 
 def _call(command: list[str]) -> None:
-    if code := subprocess.run(command, env=_environment()).returncode:
+    if code := subprocess.run(command, env=environment()).returncode:
         raise ValueError(
             f"`{' '.join(['python', *command[1:]])}` ended with exit status {code}; its own words are above"
         )
@@ -84,7 +83,7 @@ def _call(command: list[str]) -> None:
 def _stages(command: list[str]) -> list[str]:
     """Run dvc with its output passed on, and return the stages that it ran."""
     ran = []
-    with subprocess.Popen(command, env=_environment(), text=True, stdout=subprocess.PIPE, bufsize=1) as process:
+    with subprocess.Popen(command, env=environment(), text=True, stdout=subprocess.PIPE, bufsize=1) as process:
         for line in process.stdout:
             print(line, end="", flush=True)
             if found := re.match(r"Running stage '(.+)'", line):
@@ -92,10 +91,6 @@ def _stages(command: list[str]) -> list[str]:
     if process.returncode:
         raise ValueError(f"dvc repro ended with exit status {process.returncode}; its own words are above")
     return ran
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {"PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
 
 
 def _say(words: str) -> None:

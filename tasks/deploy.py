@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 
 from tasks import process as marks
-from tasks.command import quiet, run
+from tasks.command import environment, run
 from tasks.files import locked, read_json, write_json, write_text
 from tasks.hosts import host, password, this_machine
 
@@ -368,12 +368,10 @@ def _reached() -> str:
 
 
 def _environment() -> dict[str, str]:
-    quiet()
     address = f"http://{_reached()}:{_port()}"
     return {
-        **os.environ,
+        **environment(),
         **({"PREFECT_API_AUTH_STRING": os.environ[AUTH]} if os.environ.get(AUTH) else {}),
-        "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", os.defpath),
         "PREFECT_HOME": str(FOLDER.resolve()),
         "PREFECT_API_URL": f"{address}/api",
         "PREFECT_WORKER_QUERY_SECONDS": "5",

@@ -35,7 +35,7 @@ from tasks.fewer_words import cut_rows
 from tasks.files import new_folder, write_json
 from tasks.lesson_plan import PLACED, Plan, placement_of, planned, precision_of, settings_of
 from tasks.lessons import Stepped
-from tasks.placement import place
+from tasks.placement import place, rounding
 from tasks.settings import SettingsError, read
 from tasks.slots import slot
 from tasks.stand_in import StandIn, cache_settings, stand_in, tell
@@ -101,7 +101,7 @@ def distill(
         stand_ins = {}
         if keeps is not None:
             facts = {"teacher": plan.origin.content, "tokenizer": plan.origin.start.vocabulary.sha256,
-                     "precision": str(precision), "placement": where}  # fmt: skip
+                     "precision": str(precision), "rounding": rounding(where)}  # fmt: skip
             stand_ins = {
                 stage.name: stand_in(
                     Path(cache) / stage.name, models[-1], rows, stage, settings_of(plan, stage), facts, keeps, device

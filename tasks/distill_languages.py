@@ -3,8 +3,9 @@
     python -m tasks.distill_languages params.yaml:distill.languages NAME OLD DATA OUT CHECKPOINTS [HELDOUT]
 
 OLD is a folder of tasks/finetune.py (kind generation); DATA has rows of text and label in the new language. Before any
-training the old model writes what the student is to remember; HELDOUT/<tag> are rows of old languages, only to measure
-what is forgotten. See models/distill/texts/lifelong.py (arXiv:2212.02800).
+training the old model writes what the student is to remember. HELDOUT holds the data sets that the entry names as
+`heldout`, rows of old languages that nothing is learned from: the kept weights are those of the best mean loss over all
+languages, and what is forgotten is measured. See models/distill/texts/lifelong.py (arXiv:2212.02800).
 """
 
 import csv
@@ -14,11 +15,12 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import build, parallel
 from models.components._closest import refuse_unknown
@@ -45,13 +47,25 @@ from tasks.finetune import (
 from tasks.kinds._kind import Example, Examples, Kind, Rejected
 from tasks.settings import SettingsError, read
 from tasks.slots import slot
+from tasks.teachers import TeacherChanged
 from tasks.training import use_threads
 
 __all__ = ["distill_languages"]
 
-KEYS = ("data", "from", "method", "inputs", "new", "old", "dictionary", "reverse", "length", "settings", "training")
+KEYS = ("data", "from", "method", "inputs", "new", "old", "dictionary", "reverse", "heldout", "length", "settings",
+        "training")  # fmt: skip
 INPUTS = ("new", "pseudo", "reverse")
 LENGTH = 128
+PLAIN = "plain"  # the name of rows without a tag
+
+
+@dataclass(frozen=True)
+class _Old:
+    """Held-out rows of a language that the old model knows."""
+
+    kind: Kind
+    rows: pl.DataFrame  # tagged
+    examples: list[Example]
 
 
 class _WithOld:
@@ -80,24 +94,28 @@ def distill_languages(
         chosen: {new: tag in front of every new input, old: the tags of what is to be remembered, inputs: "new" (one to
             many: the new inputs under each old tag), "pseudo" (many to one: word for word by `dictionary`, lines of new
             word, tab, old word) or "reverse" (many to one: from the new targets by the model `reverse`, a folder of
-            tasks/finetune.py), method: settings of Lifelong, length, settings: of the kind generation, training: as of
-            tasks/finetune.py, data and from: names, for the graph}. A tag may be empty.
+            tasks/finetune.py), heldout: {tag: data set of `heldout`}, "plain" for rows without a tag, method: settings
+            of Lifelong, length, settings: of the kind generation, training: as of tasks/finetune.py, data and from:
+            names, for the graph}. A tag may be empty.
         before: the old model.
         data: ingested rows with text and label.
         out: takes model/, recipe.json, run.json, metrics.json {"dev", "old": {tag: {"kl", "before", "after"}},
             "export"}, remembered.parquet and curve.csv.
         checkpoints: of the run; emptied when it is done, None keeps none.
-        heldout: folders of old rows by tag; a folder without a tag is called "plain". None measures nothing.
+        heldout: has the ingested folders that the entry names as `heldout`. An entry that names none keeps the weights
+            that are best at the new language alone, and does not know what it forgot.
 
     Returns:
         The metrics; {} if SIGTERM ended the run early.
 
     Raises:
-        SettingsError, Rejected: what cannot work, before any training.
+        SettingsError, Rejected, FileNotFoundError: what cannot work, before any training.
+        TeacherChanged: the old model's files were written to during the run.
     """
     began = time.monotonic()
-    chosen = _checked(name, chosen)
+    chosen = _checked(name, chosen, heldout)
     rows, start = rows_of(data), load_start(before)
+    content = digest(start.tokenizer)
     if "lm" not in start.recipe["target"]:
         raise Rejected(f"{before} writes nothing: it has {', '.join(start.recipe['target'])}; give a model of language")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -106,6 +124,7 @@ def distill_languages(
     method = build("distill.texts", "lifelong", **(chosen.get("method") or {}))
     new = {split: tagged(frame, chosen["new"]) for split, frame in rows.items()}
     kind = kind_of(told, start, new)
+    old_rows = {tag: _old(tag, Path(heldout) / each, told, start) for tag, each in (chosen["heldout"] or {}).items()}
     with slot() as device:
         remembered, dropped = _remembered(chosen, rows["train"], start, before, told, device)
         both = pl.concat([
@@ -119,24 +138,29 @@ def distill_languages(
         student, old = _model(start), _model(start).to(device)
         model = Remembering(student, old if method.level == "words" else None, method).to(device)
         known = [fingerprint_of(told, data, start), both.write_ndjson(), dict(chosen.get("method") or {})]
+        known += [{tag: each.rows.write_ndjson() for tag, each in old_rows.items()}] if old_rows else []
         fingerprint = hashlib.sha256(repr(known).encode()).hexdigest()
         dev = kind.encode(new["dev"], "dev")
-        judged = Evaluation(kind, new["dev"], dev, settings, device)
+        judge = _Judge(Evaluation(kind, new["dev"], dev, settings, device),
+                       {tag: Evaluation(each.kind, each.rows, each.examples, settings, device)
+                        for tag, each in old_rows.items()})  # fmt: skip
         kept = checkpoints and Path(checkpoints) / hashlib.sha256(repr([fingerprint, settings.decisive]).encode()
                                                                   ).hexdigest()[:16]  # fmt: skip
         done = run(model, Examples(_WithOld(kind), examples, settings.seed, fingerprint), settings,
-                   lambda model: judged(parallel.inner(model).student), kept, f"languages {name}", device)  # fmt: skip
+                   judge, kept, f"languages {name}", device)  # fmt: skip
         student.cpu().eval()
         old.cpu()
     if done.stopped:
         return {}
+    if digest(start.tokenizer) != content:
+        raise TeacherChanged(f"{before} was written while its student was being trained; run this again")
     recipe = retarget(start.recipe, "lm", kind.head())
     with new_folder(out) as folder:
         export, loaded = save_model(student, recipe, start, kind, dev, folder / "model")
         found = Evaluation(kind, new["dev"], dev, settings, "cpu").answers(student)[0]
         if loaded is not None:
             found |= kind.judged(new["dev"], kind.write(loaded, dev))[0]
-        forgotten = _forgotten(kind, student, old, heldout, settings.batch)
+        forgotten = {tag: _moved(each, student, old, settings.batch) for tag, each in old_rows.items()}
         metrics = {"dev": found, "old": forgotten, "export": export}
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "recipe.json", {"model": recipe, "transformers": start.family})
@@ -147,7 +171,7 @@ def distill_languages(
             "family": start.family,
             "labels": [],
             "teacher": str(before),
-            "teacher_content": digest(start.tokenizer),
+            "teacher_content": content,
             "length": told["length"],
             "settings": told["settings"] or {},
             "tag": chosen["new"],
@@ -157,6 +181,8 @@ def distill_languages(
             "new": len(new["train"]),
             "remembered": len(remembered),
             "dropped": dropped,
+            "heldout": chosen["heldout"] or {},
+            "heldout_rows": {tag: len(each.rows) for tag, each in old_rows.items()},
             "parameters": sum(p.numel() for p in student.parameters()),
             "trained_on": fingerprint,
             **done.told(),
@@ -166,7 +192,7 @@ def distill_languages(
             "tokenizer": start.vocabulary.sha256,
         })  # fmt: skip
         remembered.write_parquet(folder / "remembered.parquet")
-        write_curve(folder, done.curve, "kept", picture="extra/curve.png")
+        write_curve(folder, done.curve, "kept", *map(_column, old_rows), picture="extra/curve.png")
     if checkpoints:
         shutil.rmtree(checkpoints, ignore_errors=True)
     moved = (
@@ -243,24 +269,51 @@ def _written(start: Start, folder: str | Path, texts: Sequence[str], told: Mappi
 # ---------------------------------------------------------------- what was forgotten
 
 
-def _forgotten(kind: Kind, student: Model, old: Model, heldout: str | Path | None, batch: int) -> dict:
-    """For each old language: mean KL(old || student) per token of its own rows, and the loss of both."""
-    if heldout is None:
-        return {}
-    found = {}
-    for folder in sorted(path for path in Path(heldout).iterdir() if (path / "rows").is_dir()):
-        tag = "" if folder.name == "plain" else folder.name
-        frame = tagged(pl.read_parquet(folder / "rows/dev.parquet"), tag)
-        found[folder.name] = _moved(kind, kind.encode(frame, "dev"), student, old, batch)
-    return found
+class _Judge:
+    """Metrics of the new language and, where rows of old ones are held out, the loss of each.
+
+    Then the mean loss over all languages is minimised: the best at the new one may have forgotten the others.
+    """
+
+    def __init__(self, new: Evaluation, old: Mapping[str, Evaluation]):
+        self.new, self.old = new, old
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        student = parallel.inner(model).student
+        found = self.new(student)
+        if not self.old:
+            return found
+        losses = {_old_loss(tag): each.answers(student)[0]["loss"] for tag, each in self.old.items()}
+        mean = (found["loss"] + sum(losses.values())) / (1 + len(losses))
+        return found | losses | {"mean_loss": mean, "score": -mean}
+
+
+def _old_loss(tag: str) -> str:
+    return f"old_{tag}"
+
+
+def _column(tag: str) -> str:
+    """Of the curve."""
+    return f"heldout_{_old_loss(tag)}"
+
+
+def _old(tag: str, folder: Path, told: Mapping, start: Start) -> _Old:
+    """The dev rows of a folder, each with the tag in front."""
+    if not (file := folder / "rows/dev.parquet").is_file():
+        raise FileNotFoundError(f"{folder}, held out as {tag!r}, has no rows/dev.parquet; run its ingest stage, or "
+                                f"name a data set with dev rows")  # fmt: skip
+    rows = tagged(pl.read_parquet(file), "" if tag == PLAIN else tag)
+    kind = kind_of(told, start, {"train": rows, "dev": rows})
+    return _Old(kind, rows, kind.encode(rows, "dev"))
 
 
 @torch.no_grad()
-def _moved(kind: Kind, examples: Sequence[Example], student: Model, old: Model, batch: int) -> dict:
+def _moved(held: _Old, student: Model, old: Model, batch: int) -> dict:
+    """Mean KL(old || student) per token of an old language's rows, and the loss of both."""
     total = {"kl": 0.0, "before": 0.0, "after": 0.0}
     count = 0
-    for first in range(0, len(examples), batch):
-        given = kind.collate(examples[first : first + batch])
+    for first in range(0, len(held.examples), batch):
+        given = held.kind.collate(held.examples[first : first + batch])
         labels = given["labels_lm"]
         asked = labels != IGNORED
         theirs, ours = (model.predict("lm", **given)[asked].float() for model in (old.eval(), student))
@@ -280,10 +333,10 @@ def _model(start: Start) -> Model:
     return model
 
 
-def _checked(name: str, chosen: Mapping) -> dict:
+def _checked(name: str, chosen: Mapping, heldout: str | Path | None) -> dict:
     for key in chosen:
         refuse_unknown(f"distill.languages.{name}", key, KEYS)
-    told = {"inputs": "new", "new": "", **chosen}
+    told = {"inputs": "new", "new": "", "heldout": None, **chosen}
     if told["inputs"] not in INPUTS:
         raise SettingsError(f"distill.languages.{name}: inputs is one of {', '.join(INPUTS)}; got {told['inputs']!r}")
     if not isinstance(told.get("old"), Sequence) or isinstance(told["old"], str) or not told["old"]:
@@ -295,7 +348,19 @@ def _checked(name: str, chosen: Mapping) -> dict:
     for inputs, key in (("pseudo", "dictionary"), ("reverse", "reverse")):
         if told["inputs"] == inputs and not Path(str(told.get(key))).exists():
             raise SettingsError(f"distill.languages.{name}: inputs {inputs} needs {key}, a path; got {told.get(key)!r}")
+    _refuse_heldout(f"distill.languages.{name}", told["heldout"], told["old"], heldout)
     return told
+
+
+def _refuse_heldout(at: str, named: Mapping | None, tags: Sequence[str], folder: str | Path | None) -> None:
+    if named is None:
+        return
+    if not isinstance(named, Mapping) or not all(isinstance(value, str) for value in named.values()):
+        raise SettingsError(f"{at}: heldout is {{tag: data set}}, such as {{{tags[0] or PLAIN}: pairs}}; got {named!r}")
+    for tag in named:
+        refuse_unknown(f"{at}.heldout", tag, [one or PLAIN for one in tags])
+    if folder is None:
+        raise SettingsError(f"{at} names held-out data, but no folder was given that has them; give HELDOUT")
 
 
 def main(address: str, name: str, before: str, data: str, out: str, checkpoints: str, heldout: str = "") -> None:

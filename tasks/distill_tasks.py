@@ -7,7 +7,6 @@ are folders that hold the data sets and the teachers which the tasks name. Every
 are those of the best macro mean. OUT/tasks/<name> is a folder like that of tasks/finetune.py, and may teach in turn.
 """
 
-import math
 import os
 import shutil
 import sys
@@ -30,13 +29,7 @@ from tasks.command import run as run_command
 from tasks.curve import on_end, write_curve
 from tasks.engine import Engine, Run, run
 from tasks.files import new_folder, write_json
-from tasks.finetune import (
-    DEFAULTS,
-    LENGTH,
-    Start,
-    load_start,
-    retarget,
-)
+from tasks.finetune import LENGTH, Start, load_start, retarget, training_of
 from tasks.recipes import read_recipe
 from tasks.settings import SettingsError, read
 from tasks.slots import slot
@@ -294,18 +287,7 @@ def _checked(name: str, chosen: Mapping) -> dict:
 
 def _training(chosen: Mapping, ones: Sequence[One]) -> Engine:
     """Epochs are those of all rows together, whatever the mix; each is evaluated, and the best weights are kept."""
-    chosen = dict(chosen)
-    if "epochs" in chosen and "steps" in chosen:
-        raise SettingsError("training has both epochs and steps; leave one out")
-    epochs = chosen.pop("epochs", EPOCHS)
-    if not isinstance(epochs, int) or epochs < 1:
-        raise SettingsError(f"training: epochs must be a whole number >= 1, got {epochs!r}")
-    rows = sum(len(one.examples["train"]) for one in ones)
-    batch = min(chosen.get("batch", DEFAULTS["batch"]), rows)
-    a_pass = math.ceil(rows / batch)
-    steps = chosen.get("steps", a_pass * epochs)
-    own = {"batch": batch, "steps": steps, "evaluate_steps": min(a_pass, steps), "patience": steps + 1}
-    return Engine.read(DEFAULTS | own | chosen | {"batch": batch})
+    return training_of(chosen, sum(len(one.examples["train"]) for one in ones), EPOCHS)
 
 
 def _over(training: Mapping, own: Mapping) -> dict:

@@ -9,7 +9,7 @@ that `mfu` changes; what devices send each other is not counted.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from models.memory import capacity
 from tasks.command import run
 from tasks.files import read_json
 from tasks.recipes import read_recipe
-from tasks.settings import SettingsError, read
+from tasks.settings import SettingsError, fill, read
 
 __all__ = ["PAPER", "Question", "answer", "main"]
 
@@ -88,12 +88,8 @@ class Question:
     @classmethod
     def read(cls, chosen: Mapping) -> "Question":
         """From params.yaml; a name that is not a setting is refused."""
-        known = [each.name for each in fields(cls)]
-        if unknown := sorted(set(chosen) - set(known)):
-            raise SettingsError(f"an estimate has no setting {', '.join(unknown)}; it has: {', '.join(known)}")
-        if missing := sorted({"teacher", "student"} - set(chosen)):
-            raise SettingsError(f"an estimate needs {', '.join(missing)}: a folder, or a recipe")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()})
+        told = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
+        return fill(cls, told, "an estimate")
 
 
 PAPER = Question(

@@ -27,7 +27,7 @@ from tasks.command import run
 from tasks.files import digest, new_folder, read_json, write_json, write_text
 from tasks.ingest_text import batches
 from tasks.progress import progress
-from tasks.settings import SettingsError, read
+from tasks.settings import SettingsError, check_names, read
 from tasks.tokenizer import TokenizerError
 
 __all__ = ["extend_vocabulary", "located"]
@@ -114,8 +114,7 @@ def located(data: str | Sequence[str] | None, ingest: Path) -> list[Path]:
 
 
 def _checked(settings: Mapping) -> dict:
-    if unknown := sorted(set(settings) - set(KEYS)):
-        raise SettingsError(f"vocabularies: no setting {', '.join(unknown)}; there are: {', '.join(KEYS)}")
+    check_names(settings, KEYS, "a vocabulary")
     chosen = {"characters": CHARACTERS, "rows": "mean", "seed": 7} | dict(settings)
     if not isinstance(chosen.get("language"), str):
         raise SettingsError(f"vocabularies: language is {chosen.get('language')!r}; it is the language whose "

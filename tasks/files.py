@@ -14,7 +14,7 @@ from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 __all__ = [
-    "DiskFull", "OnDisk", "digest", "locked", "new_folder", "read_if_there", "read_json", "room", "write_json",
+    "FULL", "DiskFull", "digest", "locked", "new_folder", "on_disk", "read_if_there", "read_json", "room", "write_json",
     "write_text",
 ]  # fmt: skip
 
@@ -27,7 +27,8 @@ class DiskFull(OSError):
     """A disk has no room, or an owner no more of it."""
 
 
-class OnDisk:
+@contextmanager
+def on_disk(path: str | Path) -> Iterator[None]:
     """A block that writes to `path`: of a full disk it says where, how full and what now, whichever library met it.
 
     Python names no file when a write finds no room, polars calls it a broken file, and numpy gives two numbers only.
@@ -35,21 +36,16 @@ class OnDisk:
     Raises:
         DiskFull: in the place of what the block raised.
     """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind, error: BaseException | None, _trace) -> None:
-        said = str(error)
-        if isinstance(error, DiskFull) or not (
-            FULL.search(said) or SHORT.search(said) and _free(self.path)[1] < 1 << 20
-        ):
-            return
-        why = FULL.search(said) or [os.strerror(ENOSPC)]
-        raise DiskFull(ENOSPC, f"{why[0]}; nothing was written to {self.path}. {room(self.path)}") from None
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:  # each library's own errors: they have no common class
+        full = FULL.search(str(error))
+        if not full and not (SHORT.search(str(error)) and _free(path)[1] < 1 << 20):
+            raise
+        why = full[0] if full else os.strerror(ENOSPC)
+        raise DiskFull(ENOSPC, f"{why}; nothing was written to {path}. {room(path)}") from None
 
 
 def room(path: str | Path) -> str:
@@ -91,7 +87,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
             shutil.rmtree(stale, ignore_errors=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".new-{target.name}-", dir=target.parent))
         try:
-            with OnDisk(target):
+            with on_disk(target):
                 yield fresh
             fresh.chmod(0o755)
             if target.exists():
@@ -107,7 +103,7 @@ def write_text(path: str | Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with OnDisk(path):
+        with on_disk(path):
             fresh.write_text(text)
         os.replace(fresh, path)
     finally:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from models import parallel
 from models.components import pretrained
 from models.components._model import Model, assemble
+from tasks.base import load_tokenizer
 from tasks.command import run as run_command
 from tasks.curve import write_curve
 from tasks.engine import Engine, launched, run
@@ -34,7 +35,7 @@ from tasks.files import digest, new_folder, read_json, write_json
 from tasks.kinds._kind import Example, Examples, Kind, Rejected, Texts
 from tasks.lora import Lora, add_lora, merge_lora, save_adapter
 from tasks.poison import refuse_poison
-from tasks.settings import SettingsError, read
+from tasks.settings import SettingsError, check_names, read
 from tasks.slots import slot
 from tasks.tokenizer import Vocabulary, check_vocabulary
 from tasks.training import use_threads
@@ -253,12 +254,6 @@ def begin(recipe: Mapping, state: Mapping[str, Tensor], target: str) -> Model:
     return model
 
 
-def _tokenizer(start: Start):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(start.tokenizer, local_files_only=True, trust_remote_code=False)
-
-
 def _length(chosen: Mapping, start: Start) -> int:
     length = chosen.get("length", LENGTH)
     if not isinstance(length, int) or length < 8:
@@ -279,7 +274,7 @@ def kind_of(chosen: Mapping, start: Start, rows: Mapping[str, pl.DataFrame]) -> 
     Raises:
         Rejected, SettingsError: see `finetune`.
     """
-    texts = Texts(_tokenizer(start), _length(chosen, start))
+    texts = Texts(load_tokenizer(start.tokenizer), _length(chosen, start))
     module = import_module(f"tasks.kinds.{chosen['kind']}")
     encoder = start.recipe["encoder"].get("transformer") or {}
     facts = {
@@ -308,20 +303,19 @@ def kind_of(chosen: Mapping, start: Start, rows: Mapping[str, pl.DataFrame]) -> 
 
 
 def _checked(name: str, chosen: Mapping) -> dict:
-    if unknown := sorted(set(chosen) - set(KEYS)):
-        raise SettingsError(f"finetune.{name} has no setting {', '.join(unknown)}; it has: {', '.join(KEYS)}")
+    check_names(chosen, KEYS, f"finetune.{name}")
     if chosen.get("kind") not in kinds():
         close = ", ".join(get_close_matches(str(chosen.get("kind")), kinds()) or kinds())
         raise SettingsError(f"finetune.{name}: there is no kind {chosen.get('kind')!r}; closest: {close}")
     return dict(chosen)
 
 
-def training_of(chosen: Mapping, examples: int) -> Engine:
-    """Epochs become steps; every epoch is evaluated, and the best evaluation's weights are kept."""
+def training_of(chosen: Mapping, examples: int, epochs: int = EPOCHS) -> Engine:
+    """Epochs become steps, `epochs` unless told; each is evaluated, and the best evaluation's weights are kept."""
     chosen = dict(chosen)
     if "epochs" in chosen and "steps" in chosen:
         raise SettingsError("training has both epochs and steps; leave one out")
-    epochs = chosen.pop("epochs", EPOCHS)
+    epochs = chosen.pop("epochs", epochs)
     if not isinstance(epochs, int) or epochs < 1:
         raise SettingsError(f"training: epochs must be a whole number >= 1, got {epochs!r}")
     batch = min(chosen.get("batch", DEFAULTS["batch"]), examples)

@@ -18,7 +18,7 @@ import polars as pl
 from tasks.command import run
 from tasks.fetch import dataset
 from tasks.files import digest, new_folder, read_json, write_json
-from tasks.settings import SettingsError, read
+from tasks.settings import SettingsError, check_names, read
 
 __all__ = ["NoPairs", "interactions", "load"]
 
@@ -182,9 +182,7 @@ def _numbered(pairs: pl.DataFrame, name: str) -> pl.DataFrame:
 def main(address: str, raw: str, out: str) -> None:
     """python -m tasks.interactions params.yaml:datasets.interactions data/interactions artifacts/ingest/interactions"""
     settings = read(address).get("split", {})
-    if unknown := sorted(set(settings) - {"how", "seed", "val", "least"}):
-        words = ", ".join(unknown)
-        raise SettingsError(f"{address}.split has unknown settings: {words}; it takes how, seed, val, least")
+    check_names(settings, ("how", "seed", "val", "least"), f"{address}.split")
     found = interactions(dataset(address.rpartition(".")[2]).read(Path(raw)), out, **settings)
     sizes = ", ".join(f"{split} {pairs}" for split, pairs in found["pairs"].items())
     print(f"{out}: {found['users']} users, {found['items']} items, {sum(found['pairs'].values())} pairs ({sizes})")

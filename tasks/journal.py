@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.files import OnDisk
+from tasks.files import on_disk
 
 __all__ = ["Entry", "entries", "recorded", "stages_so_far"]
 
@@ -80,7 +80,7 @@ def _read(file: Path) -> list[Entry]:
 def _write(file: Path, started: float, **ended) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"unit": Path(sys.argv[0]).stem, "words": sys.argv[1:], "time": started, **ended})
-    with OnDisk(file), open(file, "a") as lines:
+    with on_disk(file), open(file, "a") as lines:
         lines.write(line + "\n")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tasks import track
-from tasks.command import run
+from tasks.command import run, threads
 from tasks.files import read_if_there
 from tasks.lock import Lock
 from tasks.settings import read
@@ -28,7 +28,8 @@ LONGEST = 60  # characters of a parameter's value in the text
 
 
 def marks(paths: str, lock: Path = Path("dvc.lock")) -> dict[str, str]:
-    """Tags of a new version: the stage that made it, the MD5 of its weights, and the registered versions it began from.
+    """Tags of a new version: the stage that made it, the MD5 of its weights, and the registered versions it began from;
+    and with how many threads this process, and so the stages that run beside it, computes.
 
     A parent is the nearest version above it in the graph whose weights are the very ones that were read; what lies
     between, such as an extended vocabulary, has no version of its own.
@@ -55,7 +56,8 @@ def marks(paths: str, lock: Path = Path("dvc.lock")) -> dict[str, str]:
         same = [one for one in registered.get(here, []) if set(one.tags["weights_md5"].split()) <= outs]
         found += [one.uri for one in same]
         waiting += [] if same else known.above(here)
-    return {"stage": stage, "weights_md5": md5, "parents": " ".join(found) or "none"}
+    parents = " ".join(found) or "none"
+    return {"stage": stage, "weights_md5": md5, "parents": parents, "threads": str(threads())}
 
 
 def stage_of(version: track.Version, lock: Lock) -> str:

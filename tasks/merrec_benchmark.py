@@ -124,7 +124,8 @@ def markdown(name: str, table: list[dict], refused: Mapping[str, str]) -> str:
     """The table, a part for each group."""
     lines = [f"# MerRec benchmark on {name}", "",
              "Split by time, selected on val, test looked at once. Brackets: 95 % of resamples of the users, mean of "
-             "the seeds; for milliseconds the quartiles of single requests."]  # fmt: skip
+             "the seeds; for milliseconds the quartiles of single requests, with and without skipping in turn (CPU "
+             "time of one process; on a GPU wall time)."]  # fmt: skip
     for group in dict.fromkeys(row["group"] for row in table):
         rows = [row for row in table if row["group"] == group]
         metrics = list(dict.fromkeys(metric for row in rows for metric in row["metrics"]))

@@ -13,7 +13,7 @@ is the form of TencentPretrain's llm_sft; all others, and what joins an instruct
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ from tasks.base import load_tokenizer
 from tasks.files import locked, new_folder, read_json
 from tasks.ingest_text import batches
 from tasks.progress import progress
-from tasks.settings import SettingsError
+from tasks.settings import SettingsError, fill
 from tasks.shards import Shards, Writer
 
 __all__ = ["UNSPACED", "Entry", "MixtureError", "Samples", "Tokenizing", "open_samples", "prompted"]
@@ -72,12 +72,7 @@ class Entry:
         Raises:
             SettingsError: names all that is wrong.
         """
-        known = [each.name for each in fields(cls)]
-        if unknown := sorted(set(settings) - set(known)):
-            raise SettingsError(f"source {name} has no setting {', '.join(unknown)}; it has: {', '.join(known)}")
-        if missing := [key for key in ("data", "kind") if settings.get(key) is None]:
-            raise SettingsError(f"source {name} lacks {', '.join(missing)}")
-        made = cls(**settings)
+        made = fill(cls, settings, f"source {name}")
         if made.kind not in KINDS:
             raise SettingsError(f"source {name}: kind is {made.kind!r}; it is one of {', '.join(KINDS)}")
         if made.template not in (None, *TEMPLATES[made.kind]):

@@ -9,7 +9,7 @@ whoever is the champion, which DVC cannot see, nothing reads what it writes, and
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import polars as pl
 from tasks import plots
 from tasks.command import run
 from tasks.files import read_if_there, read_json, write_json, write_text
-from tasks.settings import SettingsError, read
+from tasks.settings import SettingsError, fill, read
 from tasks.shift import Counts, bins, grid_of, ks, psi
 
 __all__ = ["CannotCompare", "Settings", "alarms", "due", "monitor", "settings_for"]
@@ -82,9 +82,8 @@ def settings_for(chosen: Mapping | None) -> Settings:
     Raises:
         SettingsError: names every fault.
     """
-    known = {field.name: field.default for field in fields(Settings)}
-    faults = [f"there is no {key!r}; it has {', '.join(known)}" for key in chosen or {} if key not in known]
-    told = known | {key: value for key, value in (chosen or {}).items() if key in known}
+    made, faults = fill(Settings, chosen or {}, "monitor"), []
+    told = vars(made)
     number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
     for name in ("psi", "ks", "auc_drop", "missing", "unseen"):
         if not (number(told[name]) and told[name] >= 0 or name == "unseen" and told[name] is None):
@@ -103,7 +102,7 @@ def settings_for(chosen: Mapping | None) -> Settings:
         faults.append(f"retrain is {told['retrain']!r}; it is one of {', '.join(RETRAIN)}")
     if faults:
         raise SettingsError(f"monitor: {'; '.join(faults)}")
-    return Settings(**told)
+    return made
 
 
 def due(chosen: Mapping | None, ingest: Path, out: Path) -> bool:

@@ -6,9 +6,10 @@ from torch import nn
 from models import parallel
 from models.distill._placement import offload, shard
 
-__all__ = ["HOW", "PackageMissing", "place"]
+__all__ = ["HOW", "PackageMissing", "place", "rounding"]
 
 HOW = ("device", "offload", "int8", "fsdp")
+INEXACT = ("int8",)  # those that round weights, and so change what the teacher says
 
 
 class PackageMissing(LookupError):
@@ -38,6 +39,11 @@ def place(teacher: nn.Module, how: str, device: str | torch.device, precision: t
     if how == "int8":
         _to_8_bits(teacher)
     return teacher.to(device)
+
+
+def rounding(how: str) -> str | None:
+    """What a placement does to the weights' numbers: teachers of equal rounding say the same wherever they are held."""
+    return how if how in INEXACT else None
 
 
 def _to_8_bits(model: nn.Module) -> None:

@@ -33,7 +33,7 @@ from tasks.engine import Engine, HeldOut, Run, launched, run
 from tasks.files import digest, new_folder, read_json, write_json
 from tasks.flavor import check_folder
 from tasks.recipes import Recipe, read_recipe
-from tasks.settings import SettingsError
+from tasks.settings import SettingsError, check_names
 from tasks.settings import read as read_settings
 from tasks.slots import slot
 from tasks.source import Source, open_source
@@ -220,8 +220,7 @@ def _chosen(language: Mapping, name: str) -> dict:
     if name not in runs:
         raise SettingsError(f"language.pretrain has no {name!r}; it has: {', '.join(runs) or 'nothing'}")
     chosen = dict(runs[name] or {})
-    if unknown := sorted(set(chosen) - set(KEYS)):
-        raise SettingsError(f"language.pretrain.{name} has no setting {', '.join(unknown)}; it has: {', '.join(KEYS)}")
+    check_names(chosen, KEYS, f"language.pretrain.{name}")
     if missing := [key for key in ("data", "length") if key not in chosen]:
         raise SettingsError(f"language.pretrain.{name} lacks {', '.join(missing)}")
     if not isinstance(chosen["length"], int) or chosen["length"] < 2:

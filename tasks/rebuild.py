@@ -5,7 +5,6 @@ this repository's DVC cache: what the cache still has is not computed again, wha
 then, from the cache: a source outside moves on.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import yaml
 
 from tasks import track
 from tasks.bundled import check_files
-from tasks.command import run
+from tasks.command import environment, run
 from tasks.files import digest
 from tasks.lineage import stage_of
 from tasks.lock import Lock
@@ -69,6 +68,8 @@ def _made(version, tree: Path, folder: Path, again: bool) -> str:
     # The encoder of listings that was read then, also where its alias has moved: an empty registry moves nothing.
     _dvc(tree, "checkout", "listing_encoder")
     alone = _environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/none.db"}
+    if count := version.tags.get("threads"):
+        alone["OMP_NUM_THREADS"] = count
     shown = subprocess.run(_words("repro", stage), cwd=tree, env=alone, check=False)
     if again and not shown.returncode:
         shown = subprocess.run(_words("repro", "-f", "-s", stage), cwd=tree, env=alone, check=False)
@@ -114,8 +115,7 @@ def _words(*words: str) -> list[str]:
 
 def _environment() -> dict[str, str]:
     """The stages' `python` is this one, and imports from the folder it runs in, not from ours."""
-    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PATH": path}
+    return {key: value for key, value in environment().items() if key != "PYTHONPATH"}
 
 
 def _must(done: subprocess.CompletedProcess, what: str) -> subprocess.CompletedProcess:
@@ -131,8 +131,8 @@ def main(uri: str, again: str | None = None) -> None:
         raise ValueError(f"the second word can only be `again`, got {again!r}")
     registered, made = rebuild(uri, again == "again")
     if registered != made:
-        raise CannotRebuild(f"{uri} was {registered[:16]}, rebuilt it is {made[:16]}: another machine, library or "
-                            f"source gives other bytes; the registered version is untouched")  # fmt: skip
+        raise CannotRebuild(f"{uri} was {registered[:16]}, rebuilt it is {made[:16]}: another machine, library "
+                            f"or source gives other bytes; the registered version is untouched")  # fmt: skip
     print(f"{uri}: rebuilt, byte for byte the registered content {registered[:16]}")
 
 

@@ -7,7 +7,6 @@ must never wait for a registry, so a registry that does not answer leaves the fi
 import base64
 import json
 import os
-import re
 import sqlite3
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from urllib.request import Request, urlopen
 
 from tasks.command import run
 from tasks.files import read_json, write_json
+from tasks.score import without_passwords
 
 __all__ = ["registry"]
 
@@ -31,7 +31,7 @@ def registry(out: Path) -> str:
     try:
         found = _ask(address) or _create()
     except (OSError, ValueError, sqlite3.Error) as error:
-        shown = re.sub(r"//[^/\s]*@", "//", address)  # without a password
+        shown = without_passwords(address)
         found = read_json(out)["registry"] if out.is_file() else "unknown"
         print(
             f"warning: MLflow at {shown} does not answer ({error}); training goes on, promotions will not",

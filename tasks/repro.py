@@ -8,11 +8,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from errno import ENOSPC
 
 from tasks import leash
-from tasks.command import quiet, run
-from tasks.files import locked, room
+from tasks.command import environment, run
+from tasks.files import FULL, locked, room
 from tasks.mend import mend
 from tasks.plain_words import refuse_others
 from tasks.process import mark
@@ -130,7 +129,7 @@ def why_stale() -> dict[str, list]:
     started = time.monotonic()
     while True:
         _mend()
-        done = subprocess.run([*_DVC, "status", "--json"], env=_environment(), text=True, capture_output=True)
+        done = subprocess.run([*_DVC, "status", "--json"], env=environment(), text=True, capture_output=True)
         if done.returncode == 0:
             status = json.loads(done.stdout or "{}")
             return {stage: why for stage, why in status.items() if why != ["always changed"]}
@@ -153,7 +152,7 @@ def dvc(*words: str, run: str = "") -> tuple[int, list[str]]:
     command = [sys.executable, "-I", "-S", leash.__file__, *_DVC, *words]
     process = subprocess.Popen(
         command,
-        env=_environment() | {"ROOTSTOCK_RUN": run},
+        env=environment() | {"PYTHONUNBUFFERED": "1", "ROOTSTOCK_RUN": run},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -173,13 +172,6 @@ def dvc(*words: str, run: str = "") -> tuple[int, list[str]]:
 def _mend() -> None:
     for line in mend():
         print(line)
-
-
-def _environment() -> dict[str, str]:
-    quiet()
-    # `python` in a stage's command is whatever PATH finds first, not the Python that runs DVC.
-    path = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", os.defpath)
-    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def _print_lines(file: int) -> Iterator[str]:
@@ -213,7 +205,7 @@ def _failure(stage: str, status: int, lines: list[str]) -> StageFailed:
         return StageFailed(stage, "\n".join(ours).removeprefix("error: "), code)
     told = "\n".join(said[-15:]) or f"dvc ended with status {status}"
     # Of a full disk DVC says that no kind of link is possible, and leaves half of what it was writing.
-    full = "No possible cache link types" in told or os.strerror(ENOSPC) in told
+    full = "No possible cache link types" in told or FULL.search(told)
     return StageFailed(stage, f"{told}\n{room('.')}" if full else told, code)
 
 

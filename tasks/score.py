@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-__all__ = ["ChangedVersion", "score"]
+__all__ = ["ChangedVersion", "score", "without_passwords"]
 
 REPEATS = 20
 COVERED = (".py", ".pyc", ".so", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")  # what may run code
@@ -55,7 +55,7 @@ def score(uri: str, rows: str | Path, out: str | Path) -> dict:
         os.environ.setdefault(name, "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
-    address = _shown(os.environ["MLFLOW_TRACKING_URI"])
+    address = without_passwords(os.environ["MLFLOW_TRACKING_URI"])
     if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).is_file():
         raise ValueError(f"there is no registry at {address}; run where it is, or set MLFLOW_TRACKING_URI")
     import mlflow
@@ -73,7 +73,7 @@ def score(uri: str, rows: str | Path, out: str | Path) -> dict:
             check(folder, version.tags.get("content_sha256"), uri)
             model = mlflow.pyfunc.load_model(str(folder))
     except MlflowException as error:
-        raise ValueError(f"{uri} cannot be loaded from {address}: {_shown(error)}") from None
+        raise ValueError(f"{uri} cannot be loaded from {address}: {without_passwords(error)}") from None
     loaded = time.perf_counter() - started
 
     names = [column.name for column in model.metadata.signature.inputs]
@@ -165,8 +165,8 @@ def _check_description(file: Path, uri: str) -> None:
         raise ChangedVersion(f"{uri}: {file} loads by {odd}, which is not what was registered; nothing was loaded")
 
 
-def _shown(text: object) -> str:
-    """A text without the passwords of the addresses in it."""
+def without_passwords(text: object) -> str:
+    """A text without the passwords of the addresses in it; here, since this file serves alone too."""
     return re.sub(r"//[^/\s]*@", "//", str(text))
 
 

@@ -1,13 +1,13 @@
 """Numbers come from params.yaml, addressed as `params.yaml:recommend.backbone`: the form in which commands get them."""
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
 
-__all__ = ["SettingsError", "fill", "read"]
+__all__ = ["SettingsError", "check_names", "fill", "read"]
 
 Settings = TypeVar("Settings")
 
@@ -45,9 +45,26 @@ def fill(kind: type[Settings], given: Mapping, what: str) -> Settings:
         what: the entry is, for the error.
 
     Raises:
-        SettingsError: names that are no settings, with all that are. What the class itself refuses.
+        SettingsError: names that are no settings, with all that are; or what has no default is not said, or null. What
+            the class itself refuses.
     """
-    known = [field.name for field in fields(kind)]
-    if unknown := sorted(set(given) - set(known)):
-        raise SettingsError(f"{what} has no setting {', '.join(unknown)}; it has: {', '.join(known)}")
+    check_names(given, [field.name for field in fields(kind)], what)
+    needed = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]
+    if missing := [name for name in needed if given.get(name) is None]:
+        raise SettingsError(f"{what} lacks {', '.join(missing)}; it needs {', '.join(needed)}")
     return kind(**given)
+
+
+def check_names(given: Iterable, known: Iterable[str], what: str) -> None:
+    """Refuse names that are no settings.
+
+    Raises:
+        SettingsError: with all of them, and all that are.
+
+    >>> check_names({"lr": 0.1, "stepz": 9}, ["lr", "steps"], "training")
+    Traceback (most recent call last):
+    tasks.settings.SettingsError: training has no setting stepz; it has: lr, steps
+    """
+    known = list(known)
+    if unknown := [str(name) for name in given if name not in known]:
+        raise SettingsError(f"{what} has no setting {', '.join(unknown)}; it has: {', '.join(known)}")

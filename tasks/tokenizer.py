@@ -23,6 +23,7 @@ from pathlib import Path
 
 import polars as pl
 
+from tasks.base import load_tokenizer
 from tasks.command import run
 from tasks.files import digest, new_folder, read_json, write_json
 from tasks.ingest_text import STREAMS, sentences
@@ -451,11 +452,9 @@ def _taken(path: Path, lowercase: bool | None):
 
 
 def _of_transformers(folder: Path):
-    from transformers import AutoTokenizer
-
     refuse_poison(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = load_tokenizer(folder)
     except (OSError, ValueError, KeyError) as error:
         raise TokenizerError(f"transformers cannot load a tokenizer from {folder}: {error}") from None
     if not tokenizer.is_fast:

@@ -23,6 +23,7 @@ from urllib.request import urlopen
 from tasks import process
 from tasks.command import quiet
 from tasks.files import locked
+from tasks.score import without_passwords
 
 __all__ = [
     "IDENTITY", "LISTINGS", "NAME", "RegistryError", "RegistryUnreachable", "Version", "attach", "by_alias",
@@ -69,12 +70,7 @@ def uri() -> str:
 
 def shown() -> str:
     """The address without a password that it may carry."""
-    return _without_passwords(uri())
-
-
-def _without_passwords(text: object) -> str:
-    """What MLflow says repeats the addresses that it was given."""
-    return re.sub(r"//[^/\s]*@", "//", str(text))
+    return without_passwords(uri())
 
 
 def _spoken(ask: Callable) -> Callable:
@@ -93,9 +89,9 @@ def _spoken(ask: Callable) -> Callable:
         except MlflowException as error:
             if re.search(r"API request to|sqlalchemy|\((sqlite3|psycopg2?)\.", str(error), re.IGNORECASE):
                 raise _unreachable(error) from None
-            raise RegistryError(f"MLflow at {shown()} refused: {_without_passwords(error)}") from None
+            raise RegistryError(f"MLflow at {shown()} refused: {without_passwords(error)}") from None
         except _store_errors() as error:
-            raise RegistryError(f"the object store of MLflow's files refused: {_without_passwords(error)}") from None
+            raise RegistryError(f"the object store of MLflow's files refused: {without_passwords(error)}") from None
 
     return asked
 
@@ -111,7 +107,7 @@ def _store_errors() -> tuple[type[Exception], ...]:
 
 
 def _unreachable(error: object) -> RegistryUnreachable:
-    said = re.sub(r"^\((sqlite3|psycopg2?)\.\w+\) ", "", _without_passwords(error).splitlines()[0][:200])
+    said = re.sub(r"^\((sqlite3|psycopg2?)\.\w+\) ", "", without_passwords(error).splitlines()[0][:200])
     now = "Start it, or unset MLFLOW_TRACKING_URI to use mlruns/ here, then run `dvc repro` again"
     if "database is locked" in said:
         now = "Another program holds the database: end it or wait for it, then run `dvc repro` again"

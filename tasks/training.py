@@ -20,6 +20,8 @@ from tqdm import tqdm
 from models.fit import fit
 from tasks.batches import Batches
 from tasks.checkpoint import latest, pack_optimizer, save_checkpoint, unpack_optimizer
+from tasks.command import threads
+from tasks.settings import fill
 
 __all__ = ["Trained", "Training", "train", "use_threads"]
 
@@ -66,10 +68,7 @@ class Training:
     @classmethod
     def read(cls, settings: dict) -> "Training":
         """Build from params.yaml; a name that is not a setting is refused with the list of those that are."""
-        known = list(cls.__dataclass_fields__)
-        if unknown := sorted(set(settings) - set(known)):
-            raise ValueError(f"training has no setting {', '.join(unknown)}; it has: {', '.join(known)}")
-        return cls(**settings)
+        return fill(cls, settings, "training")
 
 
 @dataclass
@@ -90,9 +89,9 @@ class Trained:
 
 
 def use_threads() -> None:
-    """All cores of this process's share (containers and `taskset` count), unless OMP_NUM_THREADS says otherwise."""
+    """See `tasks.command.threads`; torch has read OMP_NUM_THREADS itself."""
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(threads())
 
 
 def train(

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -39,22 +40,43 @@ DISTILL = (
 
 
 class Checkout:
-    """A copy of the repository in which commands run as a user would type them."""
+    """A copy of the repository in which commands run as a user would type them.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    Args:
+        python: runs them; `tests/_warm.py` has a quicker one, for tests that ask nothing about processes.
+    """
+
+    def __init__(self, folder: Path, python: str = sys.executable):
+        self.folder, self.python = folder, python
         self.environment = os.environ | {
-            "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
+            "PATH": os.pathsep.join([os.path.dirname(python), os.path.dirname(sys.executable), os.environ["PATH"]]),
             "DVC_SITE_CACHE_DIR": str(folder.parent / "site"),
             "ROOTSTOCK_SLOTS": "64",  # a test waits for nobody who trains on this host
         }
         self.environment.pop("MLFLOW_TRACKING_URI", None)
 
     def __call__(self, *words: str, fails: bool = False) -> str:
-        done = subprocess.run([sys.executable, "-m", *words], cwd=self.folder, env=self.environment, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        done = self.run("-m", *words, stderr=subprocess.STDOUT)
         assert (done.returncode != 0) == fails, f"{words} exit {done.returncode}\n{done.stdout[-6000:]}"
         return done.stdout
+
+    def plain(self) -> "Checkout":
+        """The same, run by Python itself."""
+        return Checkout(self.folder)
+
+    def run(self, *words: str, stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess:
+        """Call Python here."""
+        environment = dict(self.environment)
+        if self.python != sys.executable and words[:2] == ("-m", "dvc"):
+            environment["ROOTSTOCK_RUN"] = f"dvc-{uuid.uuid4().hex}"  # the journal finds no DVC above a forked process
+        return subprocess.run([self.python, *words], cwd=self.folder, env=environment, text=True,
+                              stdout=subprocess.PIPE, stderr=stderr, check=False)  # fmt: skip
+
+    def told(self, code: str, alone: bool = False):
+        """What a program prints as its last line, from JSON; `alone`: it cannot import what lies in the checkout."""
+        done = self.run(*["-P"] * alone, "-c", code)
+        assert not done.returncode, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
 
     def repro(self, *words: str, fails: bool = False) -> list[str]:
         """Run `dvc repro`; the stages it ran, without those that always run."""
@@ -75,12 +97,14 @@ class Checkout:
         return json.loads((self.folder / path).read_text())
 
     def champion(self, model: str) -> int:
-        code = f"import mlflow; print(mlflow.MlflowClient('sqlite:///mlruns/mlflow.db').get_model_version_by_alias('{model}', 'champion').version)"  # noqa: E501
-        return int(subprocess.run([sys.executable, "-c", code], cwd=self.folder, env=self.environment, text=True,
-                                  check=True, stdout=subprocess.PIPE).stdout.split()[-1])  # fmt: skip
+        client = "mlflow.MlflowClient('sqlite:///mlruns/mlflow.db')"
+        code = f"import mlflow; print({client}.get_model_version_by_alias('{model}', 'champion').version)"
+        return int(self.told(code))
 
 
-def copied(folder: Path, change: Callable[[dict], None], without: Iterable[str]) -> Checkout:
+def copied(
+    folder: Path, change: Callable[[dict], None], without: Iterable[str], python: str = sys.executable
+) -> Checkout:
     """A copy in `folder` that is a git repository of its own, with other settings and without some stages."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True, check=True,
                             stdout=subprocess.PIPE).stdout.split("\n")  # fmt: skip
@@ -96,6 +120,6 @@ def copied(folder: Path, change: Callable[[dict], None], without: Iterable[str])
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
         subprocess.run([*git, *words], cwd=folder, check=True)
-    made = Checkout(folder)
+    made = Checkout(folder, python)
     made.params(change)
     return made

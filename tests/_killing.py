@@ -178,8 +178,7 @@ class Running:
 
 def finish(checkout: Checkout) -> list[str]:
     """Bring everything up to date: the stages that ran. What DVC itself can't read any more, our own command mends."""
-    done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=checkout.folder, env=checkout.environment,
-                          text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    done = checkout.run("-m", "dvc", "repro", stderr=subprocess.STDOUT)
     if _unreadable(done.returncode, done.stdout):
         checkout("tasks.mend")
         return checkout.repro()

@@ -1,7 +1,7 @@
 """Days under a real Prefect server: quiet ones, bad data, a power cut, and days that nobody was there for."""
 
 import pytest
-from _checkout import DISTILL, ITEMS, LANGUAGE, RECOMMEND, WRITING, copied
+from _checkout import DISTILL, ITEMS, LANGUAGE, RECOMMEND, WRITING, Checkout, copied
 from _deployed import ENDED, Receiver, deployed, until
 
 CHANGED = "\n\n_good = fetch\n\n\ndef fetch(out, source, documents, seed):\n    _good(out, source, documents, seed)\n"
@@ -10,7 +10,7 @@ SLOW = CHANGED + "    __import__('time').sleep(3600)\n"
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
+def desk(tmp_path_factory, warm):
     """A checkout with one small data set and no models, deployed; what the webhook is told is in `said`."""
 
     def little(params: dict) -> None:
@@ -18,7 +18,7 @@ def desk(tmp_path_factory):
 
     made = copied(tmp_path_factory.mktemp("desk") / "rootstock", little,
                   without=RECOMMEND + ITEMS + LANGUAGE + WRITING + DISTILL)  # fmt: skip
-    made.repro()
+    Checkout(made.folder, warm).repro()
     with Receiver() as receiver, deployed(made, webhook=receiver.url) as place:
         place.up()
         place.said = receiver.said

@@ -3,9 +3,6 @@
 One checkout is built once, as far as its students need, and every test leaves it as it was.
 """
 
-import subprocess
-import sys
-
 import pytest
 from _checkout import ITEMS, RECOMMEND, WRITING, Checkout, copied
 
@@ -47,8 +44,9 @@ ALL = {stage for name, kind in STUDENTS.items() for stage in stages(kind, name)}
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Checkout:
-    made = copied(tmp_path_factory.mktemp("distillation") / "rootstock", small, without=RECOMMEND + ITEMS + WRITING)
+def checkout(tmp_path_factory, warm) -> Checkout:
+    folder = tmp_path_factory.mktemp("distillation") / "rootstock"
+    made = copied(folder, small, without=RECOMMEND + ITEMS + WRITING, python=warm)
     made.first = made.repro(*(f"promote_{kind}@{name}" for name, kind in STUDENTS.items()))
     return made
 
@@ -77,10 +75,8 @@ def test_a_fresh_checkout_distils_everything(checkout):
 
 
 def teacher_of(checkout: Checkout, name: str) -> str:
-    code = f"from tasks import track; print(track.by_alias('distill-{name}', 'champion').tags['teacher'])"
-    told = subprocess.run([sys.executable, "-c", code], cwd=checkout.folder, env=checkout.environment, text=True,
-                          check=True, stdout=subprocess.PIPE).stdout  # fmt: skip
-    return told.split()[-1]
+    asked = f"track.by_alias('distill-{name}', 'champion').tags['teacher']"
+    return checkout.told(f"import json; from tasks import track; print(json.dumps({asked}))")
 
 
 def test_one_line_makes_one_student(checkout):

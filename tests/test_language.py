@@ -3,10 +3,6 @@
 One checkout is built once, and every test leaves it healthy for the next: each ends with `dvc repro` succeeding.
 """
 
-import json
-import subprocess
-import sys
-
 import pytest
 import yaml
 from _checkout import ALWAYS, DISTILL, ITEMS, LANGUAGE, RECOMMEND, ROOT, WRITING, Checkout, copied
@@ -58,8 +54,9 @@ def stages(kind: str, name: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Checkout:
-    made = copied(tmp_path_factory.mktemp("language") / "rootstock", small, without=RECOMMEND + ITEMS + WRITING)
+def checkout(tmp_path_factory, warm) -> Checkout:
+    folder = tmp_path_factory.mktemp("language") / "rootstock"
+    made = copied(folder, small, without=RECOMMEND + ITEMS + WRITING, python=warm)
     made.first = made.repro()
     return made
 
@@ -84,10 +81,7 @@ def test_nothing_new_runs_nothing(checkout):
 
 
 def test_the_registry_loads_as_transformers(checkout):
-    done = subprocess.run([sys.executable, "-P", "-c", LOAD], cwd=checkout.folder, env=checkout.environment, text=True,
-                          capture_output=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
+    said = checkout.told(LOAD, alone=True)
     assert said["bert"] == ["FeatureExtractionPipeline", "BertForPreTraining"]
     assert said["category"] == ["TextClassificationPipeline", "BertForSequenceClassification"]
     assert said["answer"]["label"] in checkout.json("artifacts/finetune/category/run.json")["labels"]

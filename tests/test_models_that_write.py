@@ -3,10 +3,6 @@
 One checkout is built once, and every test leaves it healthy for the next: each ends with `dvc repro` succeeding.
 """
 
-import json
-import subprocess
-import sys
-
 import pytest
 from _checkout import DISTILL, ITEMS, RECOMMEND, Checkout, copied
 
@@ -48,8 +44,9 @@ def small(params: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Checkout:
-    made = copied(tmp_path_factory.mktemp("writing") / "rootstock", small, without=RECOMMEND + ITEMS + DISTILL)
+def checkout(tmp_path_factory, warm) -> Checkout:
+    folder = tmp_path_factory.mktemp("writing") / "rootstock"
+    made = copied(folder, small, without=RECOMMEND + ITEMS + DISTILL, python=warm)
     made.first = made.repro("promote_instructed@authoring", "promote_continued@bilingual")
     return made
 
@@ -80,18 +77,13 @@ files = [file.path for folder in ("pages", "pages/samples", "evaluation") for fi
          client.list_artifacts(version.run_id, folder)]
 print(json.dumps([version.tags, files]))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=checkout.folder, env=checkout.environment, text=True,
-                          check=True, stdout=subprocess.PIPE)  # fmt: skip
-    tags, files = json.loads(done.stdout.splitlines()[-1])
+    tags, files = checkout.told(code)
     assert tags["base"] == "models:/language-bilingual/1"
     assert {"pages/samples/page.html", "pages/keys", "evaluation/metrics.json"} <= set(files)
 
 
 def test_the_registry_loads_as_transformers_with_its_chat_template(checkout):
-    done = subprocess.run([sys.executable, "-P", "-c", LOAD], cwd=checkout.folder, env=checkout.environment, text=True,
-                          capture_output=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
+    said = checkout.told(LOAD, alone=True)
     assert said["class"] == "GPT2LMHeadModel" and said["said"]
     assert said["prompt"].endswith("### Instruction:\nWrite an ad.\n\n### Response:\n")
 

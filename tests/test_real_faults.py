@@ -78,7 +78,7 @@ def wait_for(condition: Callable[[], object], of: Typed):
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Checkout:
+def checkout(tmp_path_factory, warm) -> Checkout:
     """A pre-trained model and its version, made by a person and two flows who all began before the first had ended."""
     made = chain(tmp_path_factory.mktemp("faults") / "rootstock", "language")
     made.params(lambda params: (params["datasets"].pop("listings"), params["language"].update(finetune={})))
@@ -95,9 +95,10 @@ def checkout(tmp_path_factory) -> Checkout:
     third = Typed(made, "-m", "dvc", "repro", "--single-item", "gate_pretrain@bert")
     made.refused.append((third.process.wait(), third.said(), r"\d+"))
     judging.resume()
-    made.typed = [first, second, third, flow, late]
-    made.ends = [each.process.wait() for each in (first, flow, late)]
-    return made
+    after = Checkout(made.folder, warm)
+    after.refused, after.typed = made.refused, [first, second, third, flow, late]
+    after.ends = [each.process.wait() for each in (first, flow, late)]
+    return after
 
 
 def healthy(checkout: Checkout) -> bool:
@@ -125,7 +126,7 @@ def test_who_comes_second_waits_or_is_told_and_nothing_runs_twice(checkout):
 
 def test_a_finished_stage_that_could_not_be_recorded_is_not_lost(checkout):
     """DVC gives up after 3 s when another DVC is at work as a stage ends; `dvc commit` takes what the stage made."""
-    person = Typed(checkout, "-m", "dvc", "repro", "--force", "--single-item", "tokens@corpora")
+    person = Typed(checkout.plain(), "-m", "dvc", "repro", "--force", "--single-item", "tokens@corpora")
     working = person.halted("tokens")
     with open(checkout.folder / ".dvc/tmp/lock", "r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -140,7 +141,7 @@ def test_a_finished_stage_that_could_not_be_recorded_is_not_lost(checkout):
 def test_a_corrupted_checkpoint_is_said_and_the_one_before_it_continues(checkout):
     good, lock = ((checkout.folder / name).read_bytes() for name in (MODEL, "dvc.lock"))
     found = lambda: sorted((checkout.folder / "artifacts/checkpoints/pretrain/bert").rglob("step-*.safetensors"))
-    assert killed(checkout, AGAIN, lambda running: len(found()) == 2)
+    assert killed(checkout.plain(), AGAIN, lambda running: len(found()) == 2)
     newest = found()[-1]
     newest.write_bytes(newest.read_bytes()[:-1] + bytes([newest.read_bytes()[-1] ^ 1]))
     assert checkout.repro(*AGAIN[2:]) == ["pretrain@bert"]
@@ -242,7 +243,7 @@ def read_only(checkout: Checkout) -> None:
 @MOUNTS
 @pytest.mark.parametrize("fault", [full, read_only])
 def test_a_disk_that_takes_nothing_more(checkout, fault):
-    assert ended(lambda: fault(checkout), seconds=300) == [0]
+    assert ended(lambda: fault(checkout.plain()), seconds=300) == [0]
     assert healthy(checkout)
 
 

@@ -22,9 +22,9 @@ def stages(*names: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Checkout:
+def checkout(tmp_path_factory, warm) -> Checkout:
     folder = tmp_path_factory.mktemp("recommenders") / "rootstock"
-    made = copied(folder, small, without=RECOMMEND + LANGUAGE + WRITING + DISTILL)
+    made = copied(folder, small, without=RECOMMEND + LANGUAGE + WRITING + DISTILL, python=warm)
     made.first = made.repro()
     return made
 

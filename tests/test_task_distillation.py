@@ -3,10 +3,6 @@
 One checkout is built once, as far as these students need; models write by templates here, so nothing is asked for.
 """
 
-import json
-import subprocess
-import sys
-
 import polars as pl
 import pytest
 import yaml
@@ -70,8 +66,9 @@ ALL = {*LAST, "gate_tasks@shop_category", "distill_tasks@shop", "generate_exampl
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Checkout:
-    made = copied(tmp_path_factory.mktemp("taught") / "rootstock", small, without=RECOMMEND + ITEMS + WRITING)
+def checkout(tmp_path_factory, warm) -> Checkout:
+    folder = tmp_path_factory.mktemp("taught") / "rootstock"
+    made = copied(folder, small, without=RECOMMEND + ITEMS + WRITING, python=warm)
     pairs = [{"sentence1": f"a {colour} {thing}", "sentence2": f"{thing} in {other}", "label": int(colour == other)}
              for colour in COLOURS for thing in THINGS for other in COLOURS[:3]]  # fmt: skip
     (made.folder / "pairs").mkdir()
@@ -108,10 +105,8 @@ def test_a_fresh_checkout_runs_all_that_is_named(checkout):
 
 def champion(checkout: Checkout, model: str) -> dict:
     """The tags of a registered champion."""
-    code = f"import json; from tasks import track; print(json.dumps(track.by_alias('{model}', 'champion').tags))"
-    told = subprocess.run([sys.executable, "-c", code], cwd=checkout.folder, env=checkout.environment, text=True,
-                          check=True, stdout=subprocess.PIPE).stdout  # fmt: skip
-    return json.loads(told.splitlines()[-1])
+    asked = f"track.by_alias('{model}', 'champion').tags"
+    return checkout.told(f"import json; from tasks import track; print(json.dumps({asked}))")
 
 
 def test_students_of_reasons_and_of_languages_are_versions(checkout):

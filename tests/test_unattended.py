@@ -49,11 +49,12 @@ AIMS = (fetching, training, committing, writing_the_lock, judging, registering)
 
 
 @pytest.fixture(scope="module")
-def survivor(tmp_path_factory) -> Checkout:
+def survivor(tmp_path_factory, warm) -> Checkout:
     """The small demo chain, brought through by `dvc repro` after six kills; `kills` says where they struck."""
-    made = chain(tmp_path_factory.mktemp("kills") / "rootstock")
-    made.kills = {aim.__name__: killed(made, ("dvc", "repro"), aim) for aim in AIMS}
-    made.ran = finish(made)
+    broken = chain(tmp_path_factory.mktemp("kills") / "rootstock")
+    kills = {aim.__name__: killed(broken, ("dvc", "repro"), aim) for aim in AIMS}
+    made = Checkout(broken.folder, warm)
+    made.kills, made.ran = kills, finish(made)
     return made
 
 
@@ -71,6 +72,8 @@ def test_kills_at_every_point_lose_nothing_and_leave_nothing(survivor):
     assert found.unfinished == []
     assert not [name for name in found.files if "/." in name]  # what is written beside begins with a dot
     assert set(survivor.ran) >= set(ALWAYS)
+    units = [line.split()[0] for line in survivor.json("artifacts/prompt/add_later/proof.json")["stages_before"]]
+    assert units.count("tune_prompt") == 1  # the journal of its run, found by the DVC above it
     assert survivor.repro() == []
 
 
@@ -102,7 +105,7 @@ def test_a_backup_is_a_checkout_again_and_serves(survivor, tmp_path):
     survivor("tasks.backup", "save", str(tmp_path / "kept"))
     place = tmp_path / "elsewhere" / "rootstock"
     subprocess.run(["git", "clone", "-q", str(survivor.folder), str(place)], check=True)
-    other = Checkout(place)
+    other = Checkout(place, survivor.python)
     for name in ("params.yaml", "dvc.yaml"):  # the test's own settings, which no commit has
         shutil.copy(survivor.folder / name, place / name)
     (place / "params.yaml").write_bytes((tmp_path / "kept/state/params.yaml").read_bytes())

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from models.distill._words import TopK, Words, finish
 
-__all__ = ["KINDS", "Divergence", "chosen_log_probs", "word_divergence"]
+__all__ = ["KINDS", "Divergence", "check_temperature", "chosen_log_probs", "word_divergence"]
 
 CHUNK = {"cpu": 2**22}  # logits at a time: 16 MiB of float32, which the allocator keeps
 LARGE_CHUNK = 2**26  # elsewhere: enough rows to fill an accelerator
@@ -82,6 +82,17 @@ KINDS: dict[str, Callable[[Tensor, Tensor, float], Terms]] = {
 MIXED = ("jsd", "skew_forward", "skew_reverse")
 
 
+def check_temperature(temperature: float) -> float:
+    """The temperature, if it can be one.
+
+    Raises:
+        ValueError: it is no number above 0, or has no end.
+    """
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise ValueError(f"a temperature divides logits and must be above 0, and finite; got {temperature!r}")
+    return temperature
+
+
 @dataclass(frozen=True)
 class Divergence:
     """Which divergence, at which temperature.
@@ -107,8 +118,7 @@ class Divergence:
                 f"{self.kind} mixes both sides by a share between 0 and 1, without the ends; got {self.mix}. "
                 "At an end it vanishes or is a plain divergence: use forward or reverse"
             )
-        if not self.temperature > 0:
-            raise ValueError(f"a temperature divides logits and must be above 0; got {self.temperature}")
+        check_temperature(self.temperature)
 
     def compare(self, student: Tensor, teacher: Tensor | TopK, group=None) -> tuple[Tensor, Tensor]:
         """D (n,) and dD/d(student) (n, V) of logits that are already divided by the temperature, without its square."""

@@ -211,7 +211,8 @@ class Kept:
     def size_like(packed: Mapping[str, Tensor], lengths: Iterable[int]) -> float:
         """Bytes that rows of these lengths take, judged by rows that were packed."""
         count, total = (_units(each) for each in (packed["lengths"].tolist(), list(lengths)))
-        return sum(value.nbytes * total[_unit(name)] / count[_unit(name)] for name, value in packed.items())
+        # Of rows without a token there is nothing to divide: what they take of each token is nothing, too.
+        return sum(value.nbytes * total[_unit(name)] / max(1, count[_unit(name)]) for name, value in packed.items())
 
     def size(self, lengths: Iterable[int], width: int, heads: int, head_width: int, classes: int = 0) -> int:
         """Bytes that rows of these lengths take.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.distill._divergence import Divergence, word_divergence
+from models.distill._divergence import Divergence, check_temperature, word_divergence
 from models.distill._signals import Shape
 from models.distill._step import weight
 from models.distill._words import TopK, Words
@@ -53,17 +53,6 @@ def layer_map(student: int, teacher: int) -> list[int]:
     for following in range(student - 1, -1, -1):
         ends.append(min(ends[-1] + share, teacher - following))
     return ends[1:]
-
-
-def check_temperature(temperature: float) -> float:
-    """The temperature, if it can be one.
-
-    Raises:
-        ValueError: it is not above 0.
-    """
-    if not temperature > 0:
-        raise ValueError(f"a temperature divides logits and must be above 0; got {temperature}")
-    return temperature
 
 
 def check_widths(method: str, student: Shape, teacher: Shape, instead: str) -> None:

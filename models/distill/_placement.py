@@ -9,8 +9,6 @@ chunks, and by losses, outside of any forward pass. Source of sharding: Zhao et 
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from models import parallel
 
@@ -48,6 +46,9 @@ def shard(model: nn.Module, device: str | torch.device) -> nn.Module:
     model.to(device)
     if parallel.world() == 1:
         return model
+    from torch.distributed.device_mesh import init_device_mesh  # a second of imports that a run of one rank spares
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(torch.device(device).type, (parallel.world(),))
     for layer in layers:
         # Said outright: a layer is a root of its own here, and a root's gathered weights would be kept.

@@ -8,7 +8,7 @@ from models.distill._relation_kl import relation_kl
 from models.distill._signals import Shape
 from models.distill._step import weight
 
-__all__ = ["compared", "divergence", "relation", "split", "teacher_layer"]
+__all__ = ["compared", "divergence", "relation", "split", "teacher_layer", "ungrouped"]
 
 
 def relation(x_BHTK: Tensor, y_BHTK: Tensor, mask_BT: Tensor, causal: bool = False) -> Tensor:
@@ -43,8 +43,21 @@ def split(x_BHTK: Tensor, heads: int) -> Tensor:
     """The same features cut into another number of heads: (B, H, T, K) -> (B, heads, T, H K / heads).
 
     The heads are put side by side behind each place before the cut; cutting them as they lie would mix places.
+
+    Raises:
+        ValueError: they cannot be cut so; keys and values of grouped heads have fewer features than the queries.
     """
+    features = x_BHTK.shape[1] * x_BHTK.shape[3]
+    if features % heads:
+        raise ValueError(f"{heads} relation heads do not divide the {features} features of {x_BHTK.shape[1]} heads; "
+                         f"where heads share keys and values these are fewer than the width: set relation_heads to a "
+                         f"divisor of both")  # fmt: skip
     return x_BHTK.transpose(1, 2).flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def ungrouped(x_BGTK: Tensor, heads: int) -> Tensor:
+    """Keys or values once for each of the queries' heads, also where several heads share them: (B, heads, T, K)."""
+    return x_BGTK if x_BGTK.shape[1] == heads else x_BGTK.repeat_interleave(heads // x_BGTK.shape[1], 1)
 
 
 def teacher_layer(layer: int | None, teacher: Shape) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.distill._divergence import Divergence, word_divergence
+from models.distill._divergence import Divergence, check_temperature, word_divergence
 from models.distill._signals import Method, Shape, Signals
 from models.distill._words import TopK, Words, columns
 
@@ -71,10 +71,9 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.new_tokens < 1 or self.top_k < 0 or not 0 < self.top_p <= 1 or not self.temperature > 0:
-            raise ValueError(
-                f"sampling needs new_tokens >= 1, temperature > 0, top_k >= 0, top_p in (0, 1]; got {self}"
-            )
+        check_temperature(self.temperature)
+        if self.new_tokens < 1 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling needs new_tokens >= 1, top_k >= 0, top_p in (0, 1]; got {self}")
 
     def choose(self, logits: Tensor, chance: Tensor) -> Tensor:
         """The word (B,) at `chance` (B,) in [0, 1) of the cumulated probabilities of (B, V) logits."""

@@ -35,7 +35,7 @@ def shape_of(recipe: Mapping[str, Any]) -> Shape:
 
 def student_recipe(
     recipe: Mapping[str, Any],
-    layers: int,
+    layers: int | None = None,
     width: int | None = None,
     heads: int | None = None,
     inner: int | None = None,
@@ -44,20 +44,25 @@ def student_recipe(
 
     Args:
         recipe: of the teacher.
-        layers: of the student.
+        layers: of the student; None for as many as the teacher has.
         width: of its states; None for the teacher's.
         heads: None for as many as the teacher has.
         inner: width of its feed-forward layers; None for the teacher's, in proportion to the width.
 
     Raises:
         LookupError: see `shape_of`.
-        ValueError: more layers than the teacher has, or wider; heads that do not divide the width.
+        ValueError: a size that is no whole number; more layers than the teacher has, or wider; heads that do not divide
+            the width.
     """
     encoder, own = _encoder(recipe), recipe["width"]
-    width, heads = width or own, heads or encoder["heads"]
-    if not 1 <= layers <= encoder["layers"]:
+    given = {"layers": layers, "width": width, "heads": heads, "inner": inner}
+    if wrong := [f"{name} {size!r}" for name, size in given.items()
+                 if size is not None and (not isinstance(size, int) or size < 1)]:  # fmt: skip
+        raise ValueError(f"a student's sizes are whole numbers from 1 on; got {', '.join(wrong)}")
+    layers, width, heads = layers or encoder["layers"], width or own, heads or encoder["heads"]
+    if layers > encoder["layers"]:
         raise ValueError(f"the student is to have {layers} layers, the teacher has {encoder['layers']}: 1 to as many")
-    if not 1 <= width <= own:
+    if width > own:
         raise ValueError(f"the student is to be {width} wide, the teacher is {own}: 1 to as wide")
     if width % heads:
         raise ValueError(f"{heads} heads do not divide the student's width {width}; set heads, or another width")

@@ -4,14 +4,15 @@
     A = softmax(Q K^T / sqrt(d))    which token attends to which
     R = softmax(V V^T / sqrt(d))    which values resemble each other
 
-Both are T x T: the student may be narrower and shallower, but has as many heads.
+Both are T x T: the student may be narrower and shallower, but has as many heads. Where heads share keys and values,
+each of them counts.
 Source: Wang et al., 2020, arXiv:2002.10957, section 3.
 """
 
 from torch import Tensor
 
 from models.distill._maths import check_heads
-from models.distill._relations import compared, teacher_layer
+from models.distill._relations import compared, teacher_layer, ungrouped
 from models.distill._signals import Method, Shape, Signals
 
 __all__ = ["MiniLM"]
@@ -43,6 +44,8 @@ class MiniLM(Method):
 
     def forward(self, student: Signals, teacher: Signals) -> Tensor:
         ends = ((student, -1), (teacher, self.layer))
-        attention = [(s.query[m], s.key[m]) for s, m in ends]
+        attention = [(s.query[m], ungrouped(s.key[m], self.student.heads)) for s, m in ends]
         values = [(s.value[m], s.value[m]) for s, m in ends]
+        if values[0][0].shape[1] != values[1][0].shape[1]:
+            values = [tuple(ungrouped(x, self.student.heads) for x in pair) for pair in values]
         return sum(compared(*pair, student.mask, self.causal) for pair in (attention, values))

@@ -184,7 +184,7 @@ def pad(examples: Sequence[Example], filler: int, stem: str = "") -> dict[str, T
     >>> {k: v.tolist() for k, v in pad([{"ids": [5, 6]}, {"ids": [7]}], 0).items()}
     {'ids': [[5, 6], [7, 0]], 'mask': [[True, True], [True, False]]}
     """
-    longest = max(len(example[f"{stem}ids"]) for example in examples)
+    longest = max(1, *(len(example[f"{stem}ids"]) for example in examples))  # rows without a token are padding
     batch = {}
     for name, fill in (("ids", filler), ("segments", 0)):
         if f"{stem}{name}" in examples[0]:

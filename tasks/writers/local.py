@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from tasks.base import WRITERS, load_tokenizer
 from tasks.files import digest
 from tasks.poison import refuse_poison
 from tasks.settings import SettingsError
@@ -73,9 +74,8 @@ class Local(Writer):
         import torch
         import transformers
 
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            self.folder, padding_side="left", local_files_only=True, trust_remote_code=False
-        )
+        tokenizer = load_tokenizer(self.folder)
+        tokenizer.padding_side = "left"
         dtype = getattr(torch, self.precision)
         if self.ours:
             from models.components._model import assemble
@@ -90,7 +90,7 @@ class Local(Writer):
             return model.to(dtype).eval(), tokenizer
         config = transformers.AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         named = config.architectures or [""]
-        if not config.is_encoder_decoder and not any(each.endswith(("LMHeadModel", "ForCausalLM")) for each in named):
+        if not config.is_encoder_decoder and not any(each.endswith(WRITERS) for each in named):
             raise WriterRefused(f"{self.folder} is a {named[0] or config.model_type}, which writes no text")
         auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
         return auto.from_pretrained(

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import _shop
 import pytest
@@ -15,6 +16,12 @@ def own_folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tasks.slots.FOLDER", tmp_path / "slots")
     return tmp_path
+
+
+@pytest.fixture
+def quick(warm, monkeypatch) -> None:
+    """A fresh process has its libraries already, and still nothing of ours."""
+    monkeypatch.setattr("tasks.fresh.sys", SimpleNamespace(executable=warm))
 
 
 @pytest.fixture(scope="session")

@@ -110,10 +110,10 @@ def test_bad_input_is_refused_and_nothing_written(tmp_path):
     )
     refused(tmp_path, "lists of 1 to 2 places", frame.with_columns(past=pl.Series([[1.0]] + [[1.0, 2.0]] * 19)))
     refused(tmp_path, "has no rows", frame.head(0))
-    refused(tmp_path, "columns needs action", columns={"action": "offer"})
+    refused(tmp_path, "columns lacks propensity, reward, context; it needs action", columns={"action": "offer"})
     refused(tmp_path, "reward_model is rates or clicks", reward_model="none")
     refused(tmp_path, "training has no setting epochs", training={"epochs": 1})
-    with pytest.raises(SettingsError, match="a bandit has no colour"):
+    with pytest.raises(SettingsError, match="a bandit has no setting colour; it has: columns"):
         train_policy({"colour": 1}, tmp_path / "a", tmp_path / "b", tmp_path / "out")
 
 

@@ -176,16 +176,49 @@ def test_two_processes_are_one(made, tmp_path, name):
     training = TRAINING | {"micro": 4}  # dropout follows the first row of a micro-batch
     chosen = {"student": {"layers": 2}, "length": 32, "training": training, part: {name: entry}}
     given = [chosen, part, name, [str(made / each) for each in teacher], str(made / "rows")]
+    ranks = on_two(given)
+    distill(*given, "one", None)
+    assert [ended(each) for each in ranks] == [0, 0]
+    same_student(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(("name", "placement"), [("tinybert", "fsdp"), ("distilbert", "device")])
+def test_two_processes_with_a_cache_are_one_with_a_live_teacher(made, tmp_path, name, placement):
+    """Rows of a task, each kept once, and masked ones of text, with those that are held out."""
+    text = name == "distilbert"
+    if text and not (made / "writer").exists():
+        with _taught.place(made):
+            _taught.write_text(made)
+            _taught.writer(made, "writer", "bert")
+    training = TRAINING | {"micro": 4, "steps": 4, "evaluate_rows": 8}
+    chosen = {"student": {"layers": 1}, "length": 32, "training": training, "placement": placement,
+              "methods": {name: {}}}  # fmt: skip
+    where = [str(made / each) for each in (("writer", "tokens") if text else ("teacher", "rows"))]
+    cached = chosen | {"cache": {"words": 200, "store": "float32"}}  # more words than there are: all of them
+    ranks = on_two([cached, "methods", name, *where], "said")
+    live = distill(chosen, "methods", name, *where, "one", None)
+    assert [ended(each) for each in ranks] == [0, 0]
+    same_student(tmp_path / "one", tmp_path / "two")
+    assert read_json("two/metrics.json")["dev"] == pytest.approx(live["dev"], rel=1e-4)
+    alone = distill(cached, "methods", name, *where, "alone", None, "alone-said")
+    assert alone["dev"] == pytest.approx(live["dev"], rel=1e-4)
+    made_of = lambda root: {str(one.relative_to(root)): one.read_bytes() for one in sorted(root.rglob("*.*"))}
+    assert made_of(tmp_path / "said") == made_of(tmp_path / "alone-said")  # whoever asked
+
+
+def on_two(given: list, cache: str | None = None) -> list[subprocess.Popen]:
+    """Two ranks that distil to two/."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [child(f"distill(*{given!r}, 'two', None)", RANK=number, LOCAL_RANK=number, WORLD_SIZE=2,
-                   MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for number in range(2)]  # fmt: skip
-    distill(*given, "one", None)
-    assert [ended(each) for each in ranks] == [0, 0]
-    one, two = (load_file(tmp_path / out / "model/model.safetensors") for out in ("one", "two"))
+    return [child(f"distill(*{given!r}, 'two', None, {cache!r})", RANK=number, LOCAL_RANK=number, WORLD_SIZE=2,
+                  MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for number in range(2)]  # fmt: skip
+
+
+def same_student(one: Path, other: Path) -> None:
+    one, other = (load_file(out / "model/model.safetensors") for out in (one, other))
     for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=1e-4, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(other[key], value, rtol=1e-4, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
 
 
 def child(call: str, how: int = 0, **environment):

@@ -293,6 +293,7 @@ def test_a_cut_is_the_leading_part():
     assert torch.equal(student.state_dict()[name], state[name][:8, :4])
     anew = new_student(recipe, "random", state)
     assert not torch.equal(anew.state_dict()[name], state[name][:8, :4])
+    assert student_recipe(made.recipe, width=4)["encoder"]["transformer"]["layers"] == 3  # the teacher's, unless told
     whole = new_student(made.recipe, "cut", state)
     assert all(torch.equal(value, state[key]) for key, value in whole.state_dict().items())
 
@@ -312,12 +313,15 @@ def test_methods_of_running_text_are_refused_on_rows(made, tmp_path, name):
         ("kd", {"student": {"layers": 4}}, ValueError, "to have 4 layers, the teacher has 3"),
         ("kd", {"student": {"layers": 2, "width": 64}}, ValueError, "64 wide, the teacher is 32"),
         ("kd", {"student": {"layers": 2, "width": 15}}, ValueError, "2 heads do not divide"),
+        ("kd", {"student": {"layers": "2"}}, ValueError, "whole numbers from 1 on; got layers '2'"),
+        ("kd", {"student": {"layers": 2, "heads": 0, "inner": -8}}, ValueError, "got heads 0, inner -8"),
         ("kd", {"student": {"layers": 2, "start": "warm"}}, ValueError, "cut, random; got 'warm'"),
         ("kd", {"student": {"depth": 2}}, LookupError, "depth"),
         ("kd", {"student": {}}, SettingsError, "lacks layers"),
         ("kd", {"precision": "int8"}, SettingsError, "float32, bfloat16; got 'int8'"),
         ("kd", {"training": TRAINING | {"activations": "full"}}, SettingsError, "activations: none"),
         ("pkd", {"student": {"layers": 2, "width": 16}}, ValueError, "16 wide and the teacher 32"),
+        ("pkd", {"entry": {"alpha": "5e-1"}}, ValueError, "alpha is a number, got the text '5e-1'"),
         ("distilbert", {}, LookupError, "distilbert asks for logits of words, but the student only has cls"),
         ("mgskd", {"entry": {"heads": 4}}, ValueError, "set span: 0"),
         ("theseus", {"precision": "bfloat16"}, SettingsError, "set precision: float32"),

@@ -1,5 +1,7 @@
 """A model learns a new language: what it remembers, from which inputs, how far it moves, resume, real pairs."""
 
+import shutil
+
 import _tuned
 import polars as pl
 import pytest
@@ -12,6 +14,7 @@ from tasks.finetune import finetune
 from tasks.kinds._kind import Rejected
 from tasks.rescore import rescore
 from tasks.settings import SettingsError
+from tasks.teachers import TeacherChanged
 
 TRAINING = {"steps": 10, "batch": 8, "lr": 2.0e-3, "evaluate_steps": 5, "seed": 3}
 SETTINGS = {"longest": 8}
@@ -30,13 +33,14 @@ def rows(tag, count=40, shift=0):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """t5/, old/ tuned on the tag "old", new/ rows without a tag, heldout/old, and back/ for the way back."""
+    """t5/, old/ tuned on the tag "old", new/ rows without a tag, and heldout/first and second of old ones."""
     root = tmp_path_factory.mktemp("languages")
     (root / "t5").mkdir()
     _tuned.write_model(root / "t5", "t5")
     _tuned.write_rows(root / "first", rows("old"))
     _tuned.write_rows(root / "new", rows("", shift=1).with_columns(pl.col("label") + " too"))
-    _tuned.write_rows(root / "heldout/old", rows("", count=20, shift=2))
+    _tuned.write_rows(root / "heldout/first", rows("", count=20, shift=2))
+    _tuned.write_rows(root / "heldout/second", rows("", count=10, shift=3))
     told = {"kind": "generation", "length": 32, "settings": SETTINGS,
             "training": {"steps": 100, "batch": 16, "lr": 3.0e-2, "evaluate_steps": 50}}  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
@@ -53,7 +57,8 @@ def _here(tmp_path, monkeypatch):
 
 
 def go(made, out, checkpoints=None, **more):
-    chosen = {"new": "new", "old": ["old"], "length": 32, "settings": SETTINGS, "training": TRAINING, **more}
+    chosen = {"new": "new", "old": ["old"], "heldout": {"old": "first"}, "length": 32, "settings": SETTINGS,
+              "training": TRAINING, **more}  # fmt: skip
     return distill_languages("more", chosen, made / "old", made / "new", out, checkpoints, made / "heldout")
 
 
@@ -71,7 +76,7 @@ def test_one_to_many(made, tmp_path, level):
 
 
 def test_a_champion_is_measured_on_the_tagged_rows(made, tmp_path):
-    metrics = go(made, out := tmp_path / "out")
+    metrics = go(made, out := tmp_path / "out", heldout=None)
     found = rescore(out / "model", out, made / "new").metrics  # the same files, so the same numbers
     assert found == pytest.approx({key: metrics["dev"][key] for key in found}, abs=1e-5)
     about = read_json(out / "run.json")
@@ -87,6 +92,48 @@ def test_what_is_remembered_moves_less(made, tmp_path):
     assert kept["old"]["old"]["kl"] < 0.7 * plain["old"]["old"]["kl"]
     assert kept["old"]["old"]["after"] < plain["old"]["old"]["after"]
     assert kept["old"]["old"]["before"] == pytest.approx(plain["old"]["old"]["before"])
+
+
+def test_the_kept_weights_are_the_best_of_all_languages(made, tmp_path):
+    """By the new language alone a later step would be kept: its loss falls, but that of the old one rises more."""
+    training = TRAINING | {"steps": 4, "evaluate_steps": 1, "lr": 5.0e-2}
+    more = {"method": {"weight": 0.0}, "training": training}
+    both = go(made, tmp_path / "both", heldout={"old": "first"}, **more)
+    alone = go(made, tmp_path / "alone", heldout=None, **more)
+    curve = pl.read_csv(tmp_path / "both/curve.csv")
+    mean = (curve["heldout_loss"] + curve["heldout_old_old"]) / 2
+    assert curve["heldout_mean_loss"].to_list() == pytest.approx(mean.to_list())
+    best = int(curve["step"][mean.arg_min()])
+    about = [read_json(tmp_path / each / "run.json") for each in ("both", "alone")]
+    assert about[0]["best_step"] == best < about[1]["best_step"]
+    assert both["old"]["old"]["after"] == pytest.approx(curve["heldout_old_old"][mean.arg_min()], rel=1e-4)
+    assert both["old"]["old"]["before"] == pytest.approx(curve["heldout_old_old"][0], rel=1e-4)
+    assert both["dev"]["loss"] > alone["dev"]["loss"]
+    assert alone["old"] == {} and "heldout_mean_loss" not in pl.read_csv(tmp_path / "alone/curve.csv").columns
+    assert about[0]["heldout"] == {"old": "first"} and about[0]["heldout_rows"] == {"old": 4}
+
+
+def test_every_language_counts_alike_with_its_own_tag(made, tmp_path):
+    metrics = go(made, tmp_path / "out", old=["old", ""], heldout={"old": "first", "plain": "second"})
+    first = pl.read_csv(tmp_path / "out/curve.csv").row(0, named=True)
+    names = ("heldout_loss", "heldout_old_old", "heldout_old_plain")
+    assert first["heldout_mean_loss"] == pytest.approx(sum(first[name] for name in names) / 3)
+    assert set(metrics["old"]) == {"old", "plain"} and len({first[name] for name in names}) == 3
+
+
+def test_a_teacher_that_is_written_meanwhile_is_noticed(made, tmp_path, monkeypatch):
+    old = shutil.copytree(made / "old", tmp_path / "old")
+    real = module.run
+
+    def writes(*given):
+        (old / "model/config.json").write_text((old / "model/config.json").read_text() + " ")
+        return real(*given)
+
+    monkeypatch.setattr(module, "run", writes)
+    chosen = {"new": "new", "old": ["old"], "length": 32, "settings": SETTINGS, "training": TRAINING}
+    with pytest.raises(TeacherChanged, match="was written while its student was being trained; run this again"):
+        distill_languages("more", chosen, old, made / "new", tmp_path / "out", None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_many_to_one_by_pseudo_input(made, tmp_path):
@@ -125,12 +172,20 @@ def test_what_cannot_work(made, tmp_path):
         ({"inputs": "pseudo"}, "needs dictionary"),
         ({"inputs": "reverse", "reverse": "nowhere"}, "needs reverse"),
         ({"method": {"level": "word"}}, "level is one of"),
+        ({"heldout": {"odl": "first"}}, "heldout has no 'odl'; closest: old"),
+        ({"heldout": {"": "first"}}, "heldout has no ''; closest: old"),
+        ({"heldout": ["first"]}, r"heldout is \{tag: data set\}, such as \{old: pairs\}; got \['first'\]"),
+        ({"heldout": {"old": "third"}}, "third, held out as 'old', has no rows/dev.parquet; run its ingest stage"),
     ):
-        with pytest.raises((SettingsError, ValueError), match=words):
+        with pytest.raises((ValueError, LookupError, OSError), match=words):
             go(made, tmp_path / "out", **more)
+    assert not (tmp_path / "out").exists()
     (tmp_path / "bert").mkdir()
     _tuned.write_model(tmp_path / "bert", "bert")
     chosen = {"new": "new", "old": ["old"]}
+    with pytest.raises(SettingsError, match="no folder was given that has them; give HELDOUT"):
+        distill_languages("more", chosen | {"heldout": {"old": "first"}}, made / "old", made / "new", tmp_path / "out",
+                          None)  # fmt: skip
     with pytest.raises(Rejected, match="writes nothing"):
         distill_languages("more", chosen, tmp_path / "bert", made / "new", tmp_path / "out", None)
 
@@ -146,9 +201,10 @@ def test_on_real_pairs(made, shared_data, tmp_path, capsys):
         pairs = pl.DataFrame({"text": [f"第{n}盏灯" for n in range(30)], "label": [f"lamp {n}" for n in range(30)]})
     split = pl.when(pl.int_range(pl.len()) % 5 == 0).then(pl.lit("dev")).otherwise(pl.lit("train"))
     _tuned.write_rows(tmp_path / "pairs", pairs.with_columns(second=pl.lit(None, pl.String), split=split))
-    entry = {"new": "zh", "old": ["old", ""], "length": 32, "settings": SETTINGS, "training": TRAINING | {"steps": 2}}
+    entry = {"new": "zh", "old": ["old", ""], "heldout": {"old": "first"}, "length": 32, "settings": SETTINGS,
+             "training": TRAINING | {"steps": 2}}  # fmt: skip
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"distill": {"languages": {"zh": entry}}}))
-    module.main("params.yaml:distill.languages", "zh",
-                *map(str, (made / "old", tmp_path / "pairs", tmp_path / "out", tmp_path / "kept")))  # fmt: skip
-    assert "languages zh: dev loss" in capsys.readouterr().out
+    places = (made / "old", *(tmp_path / each for each in ("pairs", "out", "kept")), made / "heldout")
+    module.main("params.yaml:distill.languages", "zh", *map(str, places))
+    assert "old languages: old moved by" in (said := capsys.readouterr().out) and "languages zh: dev loss" in said
     assert set(pl.read_parquet(tmp_path / "out/remembered.parquet")["tag"]) <= {"old", ""}

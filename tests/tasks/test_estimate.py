@@ -58,5 +58,5 @@ def test_what_cannot_be_asked_is_refused(change, words):
 
 
 def test_both_models_must_be_named():
-    with pytest.raises(SettingsError, match="an estimate needs student"):
+    with pytest.raises(SettingsError, match="an estimate lacks student; it needs teacher, student"):
         Question.read({"teacher": NANO})

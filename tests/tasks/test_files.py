@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tasks import files
-from tasks.files import DiskFull, OnDisk, digest, locked, new_folder, read_json, write_json
+from tasks.files import DiskFull, digest, locked, new_folder, on_disk, read_json, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_new_folder_is_whole_or_absent(tmp_path):
 )
 def test_a_full_disk_is_told_with_its_place_and_room(tmp_path, monkeypatch, error, free, full):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
-    with pytest.raises(type(error) if not full else DiskFull) as raised, OnDisk("there/not/yet"):
+    with pytest.raises(type(error) if not full else DiskFull) as raised, on_disk("there/not/yet"):
         raise error
     if full:
         assert str(raised.value).endswith(

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 from tasks import ingest as module
-from tasks.files import digest
+from tasks.files import DiskFull, digest
 from tasks.ingest import EmptySplit, RawUnreadable, ingest
 from tasks.settings import SettingsError
 
@@ -262,12 +262,13 @@ def test_bad_input_leaves_the_last_good_version(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["_spill", "_arrange"])
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, step):
+@pytest.mark.parametrize("why", ["No space left on device", "Disk quota exceeded"])
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, step, why):
     def full(*_):  # the words of a full tmpfs
-        raise pl.exceptions.ComputeError("parquet: File out of specification: No space left on device (os error 28)")
+        raise pl.exceptions.ComputeError(f"parquet: File out of specification: {why} (os error 28)")
 
     monkeypatch.setattr(module, step, full)
-    with pytest.raises(OSError, match="No space left on device; nothing was written"):
+    with pytest.raises(DiskFull, match=rf"{why}; nothing was written to {tmp_path}/out\. [\d.,]+ MB are free at"):
         ingest(random_log(300).lazy(), tmp_path / "out", THIRDS)
     assert not list(tmp_path.iterdir())
 

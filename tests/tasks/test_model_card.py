@@ -140,8 +140,7 @@ def test_a_description_fits_and_ends_at_a_section(slices):
         assert made.markdown.startswith(text[: text.rindex("\n\nThe whole card")])
 
 
-def test_a_registered_version_tells_its_card(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+def test_a_registered_version_tells_its_card(registry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     judged = write_json(tmp_path / "judged/verdict.json", verdict("offer_make", 3)).parent
     told = record()

@@ -202,7 +202,7 @@ def test_what_cannot_be_compared_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("chosen", "said"),
     [
-        ({"psy": 1}, "there is no 'psy'"),
+        ({"psy": 1}, "monitor has no setting psy; it has: psi, ks"),
         ({"psi": -1}, "psi is -1"),
         ({"ks": "0.1"}, "ks is '0.1'"),
         ({"bins": 1}, "bins is 1"),

@@ -40,9 +40,8 @@ def beside(folder, loss: float) -> None:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(registry, quick, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlruns/mlflow.db")  # no other test's
     return tmp_path
 
 

@@ -3,7 +3,6 @@
 Rebuilds of real models stand beside what makes them, in the tests of whole checkouts.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from tasks import rebuild as module
 from tasks import track
+from tasks.command import environment
 from tasks.files import digest
 from tasks.rebuild import CannotRebuild, main, rebuild
 
@@ -38,7 +38,8 @@ pathlib.Path(sys.argv[2]).mkdir(parents=True, exist_ok=True)
 shutil.copyfile(sys.argv[1], sys.argv[2] + "/raw.txt")
 """
 PACK = """
-import hashlib, json, pathlib, sys
+import hashlib, json, os, pathlib, sys
+print("threads", os.environ["OMP_NUM_THREADS"])
 bundle = pathlib.Path(sys.argv[2], "bundle")
 bundle.mkdir(parents=True)
 content = pathlib.Path(sys.argv[1]).read_bytes().upper()
@@ -59,10 +60,9 @@ def registered(tmp_path_factory) -> tuple[Path, track.Version]:
                        "params.yaml": f"datasets: {{one: {{source: {source}}}}}\nmodels: {{similar: {{data: one}}}}\n",
                        }.items():  # fmt: skip
         (home / name).write_text(text)
-    paths = os.environ | {"PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
 
     def do(*words: str) -> str:
-        return subprocess.run(words, cwd=home, env=paths, text=True, check=True, stdout=subprocess.PIPE).stdout
+        return subprocess.run(words, cwd=home, env=environment(), text=True, check=True, stdout=subprocess.PIPE).stdout
 
     dvc, git = (sys.executable, "-m", "dvc"), ("git", "-c", "user.name=t", "-c", "user.email=t@example.org")
     do("git", "init", "-q")
@@ -108,6 +108,12 @@ def test_the_bytes_of_then_although_source_and_code_moved_on(asked, again, capfd
     assert ("Running stage 'recommender@similar'" in out) is again  # else it came out of the cache
     assert Path("artifacts/recommender/similar/packed/bundle/weights.txt").read_text() == before  # not this checkout's
     assert subprocess.run(["git", "worktree", "list"], text=True, stdout=subprocess.PIPE).stdout.count("\n") == 1
+
+
+def test_with_as_many_threads_as_then(asked, monkeypatch, capfd):
+    monkeypatch.setitem(asked.tags, "threads", "3")
+    main("models:/recommender-similar/1", "again")
+    assert "threads 3" in capfd.readouterr().out
 
 
 def test_other_bytes_and_other_words(asked, monkeypatch):

@@ -32,7 +32,7 @@ def failed(verdict) -> list[str]:
     return [f"{check['name']}: {check['reason']}" for check in verdict["checks"] if check["passed"] is False]
 
 
-def test_from_a_verdict_to_a_champion_that_answers_from_the_registry(root, registry, tmp_path, monkeypatch):
+def test_from_a_verdict_to_a_champion_that_answers_from_the_registry(root, registry, quick, tmp_path, monkeypatch):
     verdict = judged(root, "similar", tmp_path / "gate")
     assert verdict["passed"], failed(verdict)
     low, middle, high = verdict["intervals"]["popularity"]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from tasks import make
 from tasks import repro as module
+from tasks.command import environment
 from tasks.repro import Busy, StageFailed, alone, repro, stale
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +116,15 @@ def test_only_a_fault_that_may_pass_is_tried_again(status, again):
     assert make._worth_another_try(None, None, Failed(data=failure)) is again
 
 
+@pytest.mark.parametrize("path", ["/elsewhere", None])
+def test_a_stages_python_is_ours_whatever_path_says(monkeypatch, path):
+    monkeypatch.delenv("PATH")
+    if path:
+        monkeypatch.setenv("PATH", path)
+    assert shutil.which("python", path=environment()["PATH"]) == os.path.join(os.path.dirname(sys.executable), "python")
+    assert environment()["DVC_NO_ANALYTICS"] == "1"
+
+
 def test_a_broken_graph_is_a_clear_error(project):
     (project / "dvc.yaml").write_text("stages: {model: {}}")
     with pytest.raises(StageFailed, match=r"dvc\.yaml.*validation failed"):
@@ -122,7 +133,7 @@ def test_a_broken_graph_is_a_clear_error(project):
 
 def test_waits_for_a_dvc_that_somebody_typed(project, monkeypatch):
     plan(project, raw={"until": "go"})
-    typed = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "raw"], env=module._environment())
+    typed = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "raw"], env=environment())
     wait_for((project / "raw.pid").exists)
     said = []
 

@@ -1,9 +1,13 @@
 """A student of a teacher that is away ends as one of a live teacher; where the teacher is held changes nothing."""
 
+import importlib.util
 import shutil
+import sys
+import types
 
 import _taught
 import pytest
+import torch
 from _taught import TRAINING
 from safetensors.torch import load_file
 
@@ -11,10 +15,12 @@ from tasks import ask_teacher
 from tasks.distill import Stepped
 from tasks.files import read_json
 from tasks.settings import SettingsError
-from tasks.teacher_cache import CacheBroken, TeacherCache
+from tasks.teacher_cache import CacheBroken, CacheForeign, TeacherCache
 
 EXACT = {"words": 200, "store": "float32"}  # more words than there are: all of them
-LONG = TRAINING | {"steps": 5, "checkpoint_steps": 2, "evaluate_rows": 8}
+# Its last weights: the best of so short a run may be those before its first step, which no teacher has touched.
+LONG = TRAINING | {"steps": 5, "checkpoint_steps": 2, "evaluate_rows": 8, "patience": None}
+ROUNDED = {"device": "null", "int8": "int8"}  # of a placement, in a cache's facts
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +176,65 @@ def test_a_run_that_was_killed_twice_ends_as_an_unbroken_one(made, tmp_path, mon
 
 
 # ---------------------------------------------------------------- where a teacher is held
+
+
+def round_to_8_bits(part, how) -> None:
+    """What the library does to the numbers, where it is not there: every linear map's weights, a scale for each output.
+
+    It is no measure of the library, whose own way is taken where it is installed.
+    """
+    for layer in part.modules():
+        if isinstance(layer, torch.nn.Linear):
+            scale = layer.weight.abs().amax(1, keepdim=True) / 127
+            layer.weight.copy_((layer.weight / scale).round().clamp(-128, 127) * scale)
+
+
+THERE = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao, the extra int8, is not there")
+
+
+@pytest.fixture(params=[pytest.param("torchao", marks=THERE), "by hand"])
+def eight_bits(request, monkeypatch):
+    """Weights in 8 bits: those of the library, and the same rounding by hand."""
+    if request.param == "by hand":
+        library = types.SimpleNamespace(Int8WeightOnlyConfig=lambda **how: how, quantize_=round_to_8_bits)
+        monkeypatch.setitem(sys.modules, "torchao", types.SimpleNamespace(quantization=library))
+        monkeypatch.setitem(sys.modules, "torchao.quantization", library)
+
+
+@pytest.mark.usefixtures("eight_bits")
+@pytest.mark.parametrize(("name", "teacher"), [("kd", "teacher"), ("tinybert", "teacher"), ("distilbert", "gpt")])
+def test_a_teacher_in_8_bits_is_kept_as_it_speaks(made, tmp_path, name, teacher):
+    rounded = {"teacher": teacher, "placement": "int8"}
+    live = go(made, name, tmp_path / "live", **rounded)
+    kept = go(made, name, tmp_path / "kept", cache=EXACT, kept=tmp_path / "said", **rounded)
+    assert furthest(tmp_path / "live", tmp_path / "kept") < 1e-5
+    assert kept["dev"] == pytest.approx(live["dev"], rel=1e-4)
+    go(made, name, tmp_path / "float", teacher=teacher)
+    assert furthest(tmp_path / "live", tmp_path / "float") > 1e-4  # rounding is seen
+    assert read_json(tmp_path / "kept/run.json")["placement"] == "int8"
+
+
+@pytest.mark.usefixtures("eight_bits")
+@pytest.mark.parametrize(("first", "then"), [("int8", "device"), ("device", "int8")])
+def test_a_cache_of_8_bits_is_not_one_of_floats(made, tmp_path, capsys, first, then):
+    for where in (first, then):
+        go(made, "kd", tmp_path / where, cache=EXACT, kept=tmp_path / f"said-{where}", placement=where)
+    one, other = (TeacherCache(tmp_path / f"said-{where}/kd/train") for where in (first, then))
+    with pytest.raises(CacheForeign, match=f"rounding was {ROUNDED[first]}, is {ROUNDED[then]}. Bring that back"):
+        TeacherCache(one.folder, other.manifest["facts"])
+    capsys.readouterr()
+    go(made, "kd", tmp_path / "again", cache=EXACT, kept=tmp_path / f"said-{first}", placement=then)
+    assert f"rounding was {ROUNDED[first]}, is {ROUNDED[then]}" in (said := capsys.readouterr().out)
+    assert "this run deletes it" in said and furthest(tmp_path / "again", tmp_path / then) == 0
+    assert TeacherCache(one.folder).manifest == other.manifest
+
+
+def test_a_cache_serves_wherever_the_teacher_is_held(made, tmp_path, monkeypatch):
+    """Held elsewhere it says the same, so it is not asked again."""
+    go(made, "kd", tmp_path / "one", cache=EXACT, kept=tmp_path / "kept", placement="offload")
+    monkeypatch.setattr(ask_teacher, "_ask", None)
+    go(made, "kd", tmp_path / "two", cache=EXACT, kept=tmp_path / "kept", placement="device")
+    assert furthest(tmp_path / "one", tmp_path / "two") == 0
 
 
 @pytest.mark.parametrize("cache", [None, EXACT])

@@ -8,7 +8,7 @@ import torch
 from _tiny import MadeUp
 from torch import Tensor
 
-from models import build
+from models import build, parallel
 from models.components._model import assemble
 from models.distill._distillation import Distillation, see
 from models.distill._kept import Kept
@@ -19,7 +19,7 @@ from tasks import ask_teacher as module
 from tasks.ask_teacher import InOrder, NoRoom, estimate, fill, taught_by
 from tasks.engine import Engine, run
 from tasks.files import digest, read_json, write_json
-from tasks.kinds._kind import Examples
+from tasks.kinds._kind import Examples, pad
 from tasks.teacher_cache import CacheBroken, CacheForeign, Taught, TeacherCache, main
 from tests.models.test_parallel import on_two_ranks
 
@@ -154,6 +154,30 @@ def test_rows_are_those_of_the_teacher_to_the_bit(tmp_path):
     assert found.hidden[0] is None and len(cache) == 22
 
 
+class Bare(Labelled):
+    """The first five rows are without a token, as a tokenizer without special ones makes them of empty texts."""
+
+    def __init__(self):
+        super().__init__()
+        for one in self.examples[:5]:
+            one["ids"] = []
+
+    def collate(self, examples):
+        return pad(examples, 0) | {"labels_cls": torch.tensor([one["label"] for one in examples])}
+
+
+def test_rows_without_a_token_are_kept_too(tmp_path):
+    rows = Bare()
+    given = InOrder(rows, rows.examples, rows.fingerprint)
+    kept = Kept.of({"task": [], "hidden": [1], "scores": [0]}, teacher(), store="float32")
+    cache = fill(tmp_path / "kept", teacher(), given, kept, FACTS, batch=4, shard=8)  # the first batch has none
+    batch = given.rows([0, 7, 9])
+    told = see(teacher(), kept.wanted, batch, {})
+    found = kept.signals(batch | cache.fields(batch, [0, 7, 9]))
+    torch.testing.assert_close(found.task, told.task, rtol=2e-6, atol=2e-6)
+    assert found.hidden[1].isfinite().all()
+
+
 # ---------------------------------------------------------------- on disk
 
 
@@ -198,6 +222,7 @@ def test_a_stopped_cache_goes_on_to_the_same_bytes(tmp_path, monkeypatch, after)
         ({"teacher": "c" * 64}, "teacher was aaaaaaaaaaaa, is cccccccccccc"),
         ({"tokenizer": "c" * 64}, "tokenizer was bbbbbbbbbbbb, is cccccccccccc"),
         ({"precision": "bfloat16"}, "precision was float32, is bfloat16"),
+        ({"rounding": "int8"}, "rounding was null, is int8"),
     ],
 )
 def test_a_foreign_cache_is_refused(tmp_path, change, words):
@@ -292,6 +317,51 @@ def test_a_teacher_shared_by_two_ranks_fills_the_same_cache(tmp_path):
     on_two_ranks(_ask_together, tmp_path)
     filled(tmp_path / "one")
     assert contents(tmp_path / "both") == contents(tmp_path / "one")
+
+
+def _stop_and_go_on_together(folder):
+    """Both ranks are stopped after a shard, and go on; another cache is refused by both, and made anew by both."""
+    real, calls = module.see, []
+
+    def stops(*given):
+        calls.append(1)
+        if len(calls) > 3:  # one batch judges the size, two are a shard
+            raise ConnectionError("pulled out")
+        return real(*given)
+
+    module.see = stops
+    with pytest.raises(ConnectionError):
+        filled(folder / "both", model=shard(teacher(), "cpu"))
+    module.see = real
+    torch.distributed.barrier()
+    filled(folder / "both", model=shard(teacher(), "cpu"))
+    _, given, _ = kept_rows()
+    other = Kept.of({"task": []}, teacher())
+    with pytest.raises(CacheForeign, match="kept was"):
+        filled(folder / "both", other)
+    torch.distributed.barrier()
+    if parallel.rank() == 0:
+        shutil.copytree(folder / "both", folder / "anew")
+    torch.distributed.barrier()
+    filled(folder / "anew", other, anew=True)
+
+
+def test_two_ranks_go_on_together_and_refuse_together(tmp_path):
+    on_two_ranks(_stop_and_go_on_together, tmp_path)
+    filled(tmp_path / "one")
+    assert contents(tmp_path / "both") == contents(tmp_path / "one")
+    filled(tmp_path / "few", Kept.of({"task": []}, teacher()))
+    assert contents(tmp_path / "anew") == contents(tmp_path / "few")
+
+
+def _ask_apart(folder):
+    with pytest.raises(CacheBroken, match="the ranks see 3, 0 whole shards there; the folder must be the same for all"):
+        filled(folder / f"{parallel.rank()}/kept", model=shard(teacher(), "cpu"))
+
+
+def test_two_ranks_that_see_two_folders_are_refused(tmp_path):
+    filled(tmp_path / "0/kept")
+    on_two_ranks(_ask_apart, tmp_path)
 
 
 # ---------------------------------------------------------------- size

@@ -32,13 +32,15 @@ class BPR(Retrieval):
             rows move and remember, so that a step costs what its batch costs, not what the tables cost.
 
     Raises:
-        ValueError: an unknown `update`.
+        ValueError: an unknown `update`, or a number outside its range.
     """
 
     def __init__(self, log: Log, width: int = 64, negatives: int = 1, penalty: float = 1e-4, update: str = "rows"):
         super().__init__(log)
         if update not in UPDATES:
             raise ValueError(f"update is {update!r}; it is one of {', '.join(UPDATES)}")
+        if width < 1 or negatives < 1:
+            raise ValueError(f"BPR-MF needs width >= 1 and negatives >= 1; got {width} and {negatives}")
         self.negatives, self.penalty, self.update = negatives, penalty, update
         self.user = nn.Parameter(nn.init.xavier_normal_(torch.empty(log.users, width)))
         self.item = nn.Parameter(nn.init.xavier_normal_(torch.empty(log.items, width)))

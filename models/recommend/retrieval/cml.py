@@ -66,7 +66,7 @@ class CML(Retrieval):
         seed: int = 0,
     ):
         super().__init__(log)
-        _check(log, negatives, margin, clip, features, item_dropout)
+        _check(log, width, negatives, margin, clip, features, item_dropout)
         self.negatives, self.margin, self.clip, self.rank_weight = negatives, margin, clip, rank_weight
         self.covariance, self.feature_weight, self.feature_scale = covariance, feature_weight, feature_scale
         self.item_dropout, self.seed = item_dropout, seed
@@ -223,9 +223,11 @@ def as_product(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([2 * u, -one(u), -square(u)], -1), torch.cat([v, square(v), one(v)], -1)
 
 
-def _check(log: Log, negatives: int, margin: float, radius: float, features: Tensor | None, item_dropout: float):
-    if negatives < 1 or radius <= 0:
-        raise ValueError(f"CML needs negatives >= 1 and clip > 0; got {negatives} and {radius}")
+def _check(
+    log: Log, width: int, negatives: int, margin: float, radius: float, features: Tensor | None, item_dropout: float
+):
+    if width < 1 or negatives < 1 or radius <= 0:
+        raise ValueError(f"CML needs width >= 1, negatives >= 1 and clip > 0; got {width}, {negatives} and {radius}")
     if not 0 < margin < 4 * radius**2:
         raise ValueError(f"margin must be in (0, {4 * radius**2:g}), got {margin}: squared distances in the ball of "
                          f"radius {radius} are at most 4 clip^2, so a larger margin is always violated")  # fmt: skip

@@ -28,10 +28,16 @@ class LightGCN(Retrieval):
         layers: L; 0 is matrix factorisation.
         negatives: unseen items for each pair.
         penalty: lambda; the mean over the batch of each pair's penalty, over the negatives as well.
+
+    Raises:
+        ValueError: a setting outside its range.
     """
 
     def __init__(self, log: Log, width: int = 64, layers: int = 3, negatives: int = 1, penalty: float = 1e-4):
         super().__init__(log)
+        if width < 1 or layers < 0 or negatives < 1:
+            raise ValueError(f"LightGCN needs width >= 1, layers >= 0 and negatives >= 1; got {width}, {layers} and "
+                             f"{negatives}")  # fmt: skip
         self.layers, self.negatives, self.penalty = layers, negatives, penalty
         self.graph = Graph(log)
         self.table = nn.Parameter(torch.randn(self.graph.nodes, width) * 0.1)

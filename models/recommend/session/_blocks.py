@@ -16,10 +16,16 @@ class Dilated(nn.Module):
     """NextItNet's residual block: two causal convolutions, of dilation d and 2 d, each with norm and ReLU.
 
     x + relu(norm(conv_2d( relu(norm(conv_d(x))) )))
+
+    Raises:
+        ValueError: a width, a kernel or a dilation below 1.
     """
 
     def __init__(self, width: int, kernel: int, dilation: int):
         super().__init__()
+        if min(width, kernel, dilation) < 1:
+            raise ValueError(f"a convolution needs a width, a kernel and a dilation of 1 or more; got {width}, "
+                             f"{kernel} and {dilation}")  # fmt: skip
         self.kernel, self.dilations = kernel, (dilation, 2 * dilation)
         self.convolutions = nn.ModuleList(nn.Conv1d(width, width, kernel, dilation=d) for d in self.dilations)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in self.dilations)
@@ -48,8 +54,10 @@ def attended(width: int, layers: int, heads: int, inner: int | None, dropout: fl
     """Causal Transformer layers, norms first, ReLU; inner None for the width, as SASRec's.
 
     Raises:
-        ValueError: heads that do not divide the width.
+        ValueError: heads that do not divide the width, or a width below 1.
     """
+    if width < 1:
+        raise ValueError(f"width, of the item vectors, is 1 or more; got {width}")
     stack = Stack(width, layers, heads, inner or width, mask="causal", norm_first=True, act="relu", eps=1e-8,
                   dropout=dropout)  # fmt: skip
     return nn.ModuleList(Attended(layer, dropout) for layer in stack.layers)
@@ -64,11 +72,13 @@ class Places(nn.Module):
     """Item vectors times sqrt(D), plus a vector for each position from the first real item, then dropout.
 
     Raises:
-        ValueError: a row longer than there are positions.
+        ValueError: no position, or a row longer than there are positions.
     """
 
     def __init__(self, width: int, length: int, rate: float):
         super().__init__()
+        if length < 1:
+            raise ValueError(f"length, the items of a row that are read, is 1 or more; got {length}")
         self.position = nn.Embedding(length, width)
         nn.init.normal_(self.position.weight, std=0.02)
         self.rate = rate

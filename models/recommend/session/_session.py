@@ -38,7 +38,7 @@ class Session(nn.Module):
         keep: of a longer row only the last so many items are scored from; None: all are.
 
     Raises:
-        ValueError: no such loss, or one that needs drawn items without any.
+        ValueError: no such loss, one that needs drawn items without any, or vectors without a width.
     """
 
     causal = True
@@ -47,6 +47,8 @@ class Session(nn.Module):
 
     def __init__(self, items: int, width: int, loss: str = "full", negatives: int = 0, seed: int = 0):
         super().__init__()
+        if width < 1:
+            raise ValueError(f"width, of the item vectors, is 1 or more; got {width}")
         if items < 1 or loss not in LOSSES or (loss in ("sampled", "bpr_max")) != (negatives > 0):
             raise ValueError(f"items must be 1 or more, loss one of {', '.join(LOSSES)}, and negatives given for "
                              f"sampled and bpr_max only; got {items} items, {loss!r} and {negatives}")  # fmt: skip

@@ -111,25 +111,29 @@ class SkipSession(Session):
     def last(self, items: Tensor, length: Tensor) -> Tensor:
         """The vector that scores the next item, (B, D); a block runs on the rows that want it, or not at all."""
         x_BTD = self.embed(items)
-        wanted_BL = self.gates(items, length) > 0.5
-        for block, wanted in zip(self.blocks, wanted_BL.unbind(1), strict=True):
-            rows = wanted.nonzero()[:, 0]
-            if len(rows) == len(wanted):
+        wanted_BL = self._wanted(items, length)
+        for block, wanted, count in zip(self.blocks, wanted_BL.unbind(1), wanted_BL.sum(0).tolist(), strict=True):
+            if count == len(wanted):
                 x_BTD = block(x_BTD)
-            elif len(rows):
+            elif count:
+                rows = wanted.nonzero()[:, 0]
                 x_BTD = x_BTD.index_copy(0, rows, block(x_BTD[rows]))
         return gather_last(self.finish(x_BTD), length)
 
     @torch.no_grad()
     def wanted(self, items: Tensor) -> Tensor:
         """Which blocks `score` runs for each row: (B, L) bool."""
-        return self.gates(*left(items, self.items, self.keep)) > 0.5
+        return self._wanted(*left(items, self.items, self.keep))
 
     @torch.no_grad()
     def score_all(self, items: Tensor) -> Tensor:
         """Scores with every block running, what skipping is measured against: (B, I + 1)."""
         items, length = left(items, self.items, self.keep)
         return self.scores(gather_last(self.hidden(items, length), length), length)
+
+    def _wanted(self, items: Tensor, length: Tensor) -> Tensor:
+        logit_BL2 = self.policy(self.item(items), length)
+        return logit_BL2[..., 1] > logit_BL2[..., 0]
 
     def _gated(self, items: Tensor, gate_BL: Tensor, length: Tensor) -> Tensor:
         x_BTD = self.embed(items)

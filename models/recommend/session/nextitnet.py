@@ -40,6 +40,8 @@ class NextItNet(Session):
         seed: int = 0,
     ):
         super().__init__(items, width, loss, negatives, seed)
+        if not len(dilations):
+            raise ValueError("NextItNet needs a block; name one dilation or more")
         self.blocks = nn.Sequential(*(Dilated(width, kernel, dilation) for dilation in dilations))
 
     def hidden(self, items: Tensor, length: Tensor) -> Tensor:

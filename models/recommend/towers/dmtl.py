@@ -128,10 +128,20 @@ class Teacher(nn.Module):
         self.experts, self.towers = Experts(experts, widths), Towers(2, widths[-1], towers)
 
     def forward(self, user, user_numbers, history, history_numbers, kept, item, item_numbers) -> Tensor:
-        parts = [self.users(user, user_numbers), self.items(item, item_numbers)]
-        if self.history:
-            parts.append(masked_mean(Pair.of_history(self.items, history, history_numbers), kept))
-        *first, gates = self.first(torch.cat(parts, -1)).split(self.splits, -1)
+        return self.judge(self.known(user, user_numbers, history, history_numbers, kept), item, item_numbers)
+
+    def known(self, user, user_numbers, history=None, history_numbers=None, kept=None) -> list[Tensor]:
+        """What is read of who asks: the fields (B, D), and with histories their mean (B, D')."""
+        own = self.users(user, user_numbers)
+        if not self.history:
+            return [own]
+        return [own, masked_mean(Pair.of_history(self.items, history, history_numbers), kept)]
+
+    def judge(self, known: list[Tensor], item: Tensor, item_numbers: Tensor) -> Tensor:
+        """Logits of p_ctr and p_cvr (B, 2) of the items (B, ..) for those who ask; one may ask for all of them."""
+        e_BD = self.items(item, item_numbers)
+        own, *read = (part.expand(len(e_BD), -1) for part in known)
+        *first, gates = self.first(torch.cat([own, e_BD, *read], -1)).split(self.splits, -1)
         return self.towers(mix(gate(gates, 2), self.experts(first))).float()
 
 

@@ -401,6 +401,7 @@ def test_what_cannot_be_compared_is_refused():
         ({"kind": "skew_forward", "mix": 1.0}, "between 0 and 1"),
         ({"temperature": 0.0}, "above 0"),
         ({"temperature": math.nan}, "above 0"),
+        ({"temperature": math.inf}, "and finite"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, said):

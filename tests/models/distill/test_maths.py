@@ -37,7 +37,7 @@ def test_a_student_deeper_than_its_teacher_is_refused():
         layer_map(4, 3)
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), math.inf, "0.5", None])
 def test_a_temperature_that_cannot_divide_is_refused(temperature):
     with pytest.raises(ValueError, match="above 0"):
         check_temperature(temperature)

@@ -25,6 +25,18 @@ def test_by_hand():
     assert wrong.sum().item() < loss / 4
 
 
+def test_heads_that_share_keys_by_hand():
+    # Two heads, one key. Head 1 as above: KL = 1/2 ln(4/3). Head 2 asks nothing on either side: 0. Their mean is half.
+    mask, ask, none = torch.ones(1, 2, dtype=torch.bool), by_hand(math.log(3), math.log(3))[0], by_hand(0.0, 0.0)[0]
+    value, shape = by_hand(1.0, 2.0), Shape(layers=1, width=2, heads=2)
+    student = Signals(mask, query=[torch.cat([ask, none], 1)], key=by_hand(1.0, 0.0), value=value)
+    teacher = Signals(mask, query=[torch.cat([none, none], 1)], key=by_hand(0.0, 0.0), value=value)
+    method = build("distill", "minilm", shape, shape)
+    assert method(student, teacher).item() == pytest.approx(math.log(4 / 3) / 4)
+    apart = Signals(mask, query=teacher.query, key=teacher.key, value=[torch.cat([value[0], value[0]], 1)])
+    assert method(student, apart).item() == pytest.approx(math.log(4 / 3) / 4)  # each head has its own, which are equal
+
+
 def test_equals_a_double_loop_over_heads_and_places():
     student, teacher = signals(1), signals(2)
     total, count = 0.0, 0

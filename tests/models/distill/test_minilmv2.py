@@ -29,6 +29,14 @@ def test_with_as_many_relation_heads_the_value_term_is_minilms():
     assert torch.equal(divergence(*cut, student.mask), divergence(*values, student.mask))
 
 
+def test_keys_that_heads_share_may_be_too_few_to_cut():
+    student = signals(1)
+    shared = Signals(student.mask, query=student.query, key=[x[:, :1] for x in student.key], value=student.value)
+    build("distill", "minilmv2", SMALL, SMALL, relation_heads=4)(shared, shared)  # 4 features
+    with pytest.raises(ValueError, match="8 relation heads do not divide the 4 features of 1 heads"):
+        build("distill", "minilmv2", SMALL, SMALL, relation_heads=8)(shared, shared)
+
+
 def test_an_orthogonal_map_within_a_relation_head_changes_nothing():
     student, teacher = signals(1), signals(2)
     method = build("distill", "minilmv2", SMALL, SMALL, relation_heads=2)

@@ -116,5 +116,5 @@ def test_what_cannot_be_sampled_or_kept_is_refused():
     with pytest.raises(ValueError, match="at least one text"):
         Replay(0, 6)
     for wrong in ({"new_tokens": 0}, {"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}):
-        with pytest.raises(ValueError, match="new_tokens"):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
             Sampling(**wrong)

@@ -1,6 +1,7 @@
 """What every retrieval model promises, also the one added tomorrow."""
 
 from copy import deepcopy
+from inspect import signature
 
 import pytest
 import torch
@@ -184,6 +185,14 @@ def test_the_order_of_the_pairs_in_the_file_does_not_matter(name):
 def test_wrong_settings_are_named(name):
     with pytest.raises(TypeError, match="it accepts"):
         build(FAMILY, name, log(), colour="red")
+
+
+@pytest.mark.parametrize("bad", [{"width": 0}, {"width": -3}, {"layers": -1}, {"negatives": 0}, {"neighbours": 0}])
+def test_numbers_that_cannot_be_are_refused_before_anything_is_made(name, bad):
+    (setting,) = bad
+    if setting in signature(method(FAMILY, name)).parameters:
+        with pytest.raises(ValueError, match=setting):
+            build(FAMILY, name, log(), **bad)
 
 
 def test_users_known_by_their_items_only_are_scored(name):

@@ -229,6 +229,18 @@ def test_every_loss_trains_and_draws_anew(name, loss):
     assert model(rows())[0] == model(rows())[0]
 
 
+@pytest.mark.parametrize(
+    "bad", [{"width": 0}, {"length": 0}, {"layers": 0}, {"heads": 7}, {"kernel": 0}, {"dilations": ()}]
+)
+@pytest.mark.parametrize("name", OF_IDS)
+def test_sizes_that_cannot_be_are_refused(name, bad):
+    (setting,) = bad
+    if setting in inspect.signature(method("recommend.session", name)).parameters:
+        told = {"dilations": "a block|dilation", "heads": "does not divide"}.get(setting, setting)
+        with pytest.raises(ValueError, match=told):
+            build("recommend.session", name, 12, **bad)
+
+
 @pytest.mark.parametrize("settings", [{"loss": "hinge"}, {"loss": "sampled"}, {"loss": "full", "negatives": 3}])
 def test_impossible_losses_are_refused(settings):
     with pytest.raises(ValueError, match="loss one of full, sampled, bce, bpr_max"):

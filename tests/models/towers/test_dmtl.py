@@ -128,6 +128,18 @@ def test_scores_factorise_and_the_students_list_is_that_of_its_vectors():
     assert torch.equal(scores.topk(5).indices, one_by_one.topk(5).indices)
 
 
+@pytest.mark.parametrize("history", [False, True])
+def test_a_teacher_ranks_all_items_for_one_as_it_judges_pairs(history):
+    made = model(history=history).eval()
+    read = (torch.tensor([[[3], [7], [0]]]), torch.zeros(1, 3, 0), torch.tensor([[True, True, False]]))
+    one = (torch.tensor([[4]]), NONE(1), *(read if history else ()))
+    everything = torch.arange(ITEMS)[:, None], NONE(ITEMS)
+    ranked = made.teacher.judge(made.teacher.known(*one), *everything)
+    repeated = [part.expand(ITEMS, *part.shape[1:]) for part in one] + [None] * (0 if history else 3)
+    torch.testing.assert_close(ranked, made.teacher(*repeated, *everything))
+    assert ranked.std(0).min() > 0
+
+
 def test_a_teacher_that_a_product_can_express_is_matched():
     torch.manual_seed(0)
     logit = (torch.randn(6, 4) @ torch.randn(4, 6)).flatten()
