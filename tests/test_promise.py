@@ -223,9 +223,10 @@ def test_a_moved_encoder_retrains_the_backbone_and_a_new_task_still_does_not(che
 
 
 def test_killed_dvc_is_healed_by_the_next_run(checkout):
+    checkout = checkout.plain()
     checkout.params(lambda p: p["recommend"]["backbone"]["training"].update(epochs=3))
     with subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=checkout.folder,
-                          env=checkout.plain().environment,
+                          env=checkout.environment,
                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
         checkpoints = checkout.folder / "artifacts/checkpoints/backbone"
         known, until = set(checkpoints.rglob("step-*")), time.monotonic() + 90
