@@ -230,7 +230,7 @@ def test_killed_dvc_is_healed_by_the_next_run(checkout):
                           env=checkout.environment,
                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
         checkpoints = checkout.folder / "artifacts/checkpoints/backbone"
-        known, until = set(checkpoints.rglob("step-*")), time.monotonic() + 90
+        known, until = set(checkpoints.rglob("step-*")), time.monotonic() + 240
         while not set(checkpoints.rglob("step-*")) - known:
             assert time.monotonic() < until, "no checkpoint appeared"
             time.sleep(0.05)
