@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from quality import spread
 
 from models import build
+from models.fit import fit
 from models.metrics import auc, paired_bootstrap
 from models.recommend.ctr._ctr import click_loss
 from models.recommend.ctr._position import ipw_weight, pal_logit, pauc
@@ -82,11 +83,10 @@ def learned(way: str, data: dict[str, Tensor], sizes: list[int], theta: Tensor, 
         model = build("recommend.ctr", "position_bias", sizes, dense, positions=len(theta), **CLICK_MODEL, **told)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     draw = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(data["label"]), generator=draw).split(500):
-            optimizer.zero_grad()
-            model.train()(**{name: value[rows] for name, value in data.items()})[0].backward()
-            optimizer.step()
+    batches = ({name: value[rows] for name, value in data.items()} for _ in range(epochs)
+               for rows in torch.randperm(len(data["label"]), generator=draw).split(500))  # fmt: skip
+    for _ in fit(model.train(), batches, optimizer):
+        pass
     return model.eval()
 
 

@@ -34,7 +34,8 @@ def environment() -> dict[str, str]:
 def threads() -> int:
     """With how many a stage computes: OMP_NUM_THREADS, else all cores of this process's share (containers and
     `taskset` count). Sums are grouped by it, so it belongs to what decides a trained model's last bits."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # "4,2" is four, and two within each
+    return int(told or len(os.sched_getaffinity(0)))
 
 
 def refuse_words(folder: Path, module: str, words: Sequence[str]) -> None:

@@ -96,6 +96,11 @@ class Checkout:
     def json(self, path: str):
         return json.loads((self.folder / path).read_text())
 
+    def tags(self, model: str) -> dict[str, str]:
+        """Those of a model's champion, as the product reads them."""
+        asked = f"track.by_alias('{model}', 'champion').tags"
+        return self.told(f"import json; from tasks import track; print(json.dumps({asked}))")
+
     def champion(self, model: str) -> int:
         client = "mlflow.MlflowClient('sqlite:///mlruns/mlflow.db')"
         code = f"import mlflow; print({client}.get_model_version_by_alias('{model}', 'champion').version)"

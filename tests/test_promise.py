@@ -226,8 +226,7 @@ def test_killed_dvc_is_healed_by_the_next_run(checkout):
     checkout = checkout.plain()
     checkout.environment["ROOTSTOCK_SLOTS"] = "1"  # as on a user's machine: who trains still is waited for
     checkout.params(lambda p: p["recommend"]["backbone"]["training"].update(epochs=3))
-    with subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=checkout.folder,
-                          env=checkout.environment,
+    with subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=checkout.folder, env=checkout.environment,
                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
         checkpoints = checkout.folder / "artifacts/checkpoints/backbone"
         known, until = set(checkpoints.rglob("step-*")), time.monotonic() + 240

@@ -103,15 +103,9 @@ def test_a_fresh_checkout_runs_all_that_is_named(checkout):
     assert stale(checkout) == set()
 
 
-def champion(checkout: Checkout, model: str) -> dict:
-    """The tags of a registered champion."""
-    asked = f"track.by_alias('{model}', 'champion').tags"
-    return checkout.told(f"import json; from tasks import track; print(json.dumps({asked}))")
-
-
 def test_students_of_reasons_and_of_languages_are_versions(checkout):
-    assert champion(checkout, "distill-match")["stage"] == "distill_relevance@match"
-    tags = champion(checkout, "distill-zh")
+    assert checkout.tags("distill-match")["stage"] == "distill_relevance@match"
+    tags = checkout.tags("distill-zh")
     assert tags["stage"] == "distill_languages@zh" and tags["teacher"].startswith("models:/language-translate/")
 
 
@@ -119,7 +113,7 @@ def test_a_task_of_a_shared_student_is_a_version_that_names_its_teacher(checkout
     assert checkout.json("artifacts/language/receipt/shop_category.json")["status"] == "promoted"
     verdict = checkout.json("artifacts/language/gate/shop_category/verdict.json")
     assert {"kept", "latency_ms", "ratio", "size_mb"} <= set(verdict["model_metrics"])
-    tags = champion(checkout, "distill-shop_category")
+    tags = checkout.tags("distill-shop_category")
     assert tags["teacher"] == "artifacts/finetune/category"  # which is no version in this checkout
     assert tags["stage"] == "distill_tasks@shop"
 

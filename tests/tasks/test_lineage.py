@@ -95,7 +95,7 @@ def test_a_parent_is_the_nearest_version_of_the_very_weights(lock, monkeypatch):
         version("language-old", 1, stage="pretrain@gpt2"),  # from before there was such a tag
     ]
     monkeypatch.setattr(track, "versions", lambda: there)
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # sums depend on it, so a rebuild asks for as many
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")  # sums depend on it, so a rebuild asks for as many
     found = marks("artifacts/continued/bilingual/model", lock)
     assert found == {"stage": "continued@bilingual", "weights_md5": "bi.dir", "parents": "models:/language-gpt2/2",
                      "threads": "3"}  # fmt: skip
