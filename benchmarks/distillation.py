@@ -6,7 +6,9 @@ TEACHER is a folder of tasks/finetune.py with DATA its ingested rows, or of task
 outside the repository, takes a folder for each run, without its weights, table.md and plot.png; runs that are there are
 not done again, so that a table that was broken off goes on. A method with several stages shares its steps among them.
 With --second, a smaller teacher of the same rows, combiners read both; TAKD is a chain: an assistant of middle depth is
-taught first, and teaches. What a method cannot do on such data is told below the table, and holds up no other.
+taught first, and teaches. With --text, a pre-trained teacher of the same tokenizer and its tokens, methods that were
+published for running text spend half of their steps there, and half on the task's labels. What a method cannot do on
+such data is told below the table, and holds up no other.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from tasks.settings import SettingsError
 from tasks.training import use_threads
 
 TAKD = "takd"
+ON_TEXT = ("diito", "distilbert")  # ask for logits of words; the task comes after them, with its labels alone
 OWN_LOOP = ("wid", "on_policy", "minillm", "distillm")  # of running text alone
 KINDS = {"labels alone": "0.35", "one teacher": "tab:blue", "several teachers": "tab:orange", "a chain": "tab:green"}
 
@@ -53,9 +56,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--second", type=Path, help="a smaller teacher of the same classes and tokenizer")
+    parser.add_argument("--text", type=Path, nargs=2, metavar=("TEACHER", "TOKENS"), help="of the same tokenizer")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--width", type=int, default=None)
-    parser.add_argument("--start", default="cut", choices=("cut", "random"))
+    parser.add_argument("--start", nargs="+", default=["cut"], help="cut, random, or numbers of the teacher's layers")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -69,28 +73,54 @@ def parse() -> argparse.Namespace:
 
 def everything(options: argparse.Namespace) -> list[str]:
     """Labels alone, every method, and with a second teacher every combiner and a chain."""
-    on_text = not (options.data / "rows").is_dir()
-    alone = [name for name in names("distill") if on_text or name not in OWN_LOOP]
-    return [*([] if on_text else [GOLD]), *alone, *([*names("distill.teachers"), TAKD] if options.second else [])]
+    labelled = on_rows(options)
+    alone = [name for name in names("distill") if not labelled or name not in OWN_LOOP]
+    return [*([GOLD] if labelled else []), *alone, *([*names("distill.teachers"), TAKD] if options.second else [])]
 
 
 def run(options: argparse.Namespace, name: str, seed: int, settings: dict) -> dict:
     """One student: its metrics, and the run's facts."""
     folder = options.out / f"{name}-{seed}"
     if not (folder / "metrics.json").is_file():
+        begun = on_text(options, name, seed, settings) if name in ON_TEXT and on_rows(options) else None
         part, entry, teacher = entry_of(options, name, seed, dict(settings))
-        student = {"layers": options.layers, "start": options.start}
-        chosen = {"student": student | ({"width": options.width} if options.width else {}), "length": options.length}
-        training = {"batch": options.batch, "lr": options.lr, "seed": seed + 1, "precision": options.precision}
-        chosen |= {"training": training, part: {name: entry}}
-        count = len(planned(chosen, part, name, teacher, options.data).stages)
-        training["steps"] = max(1, options.steps // count)
-        distill(chosen, part, name, teacher, options.data, folder, None)
+        if begun is not None:  # the task's labels alone
+            part, entry = "specific", {}
+        chosen = chosen_of(options, seed) | {part: {name: entry}}
+        count = len(planned(chosen, part, name, teacher, options.data, begun).stages) + (begun is not None)
+        chosen["training"]["steps"] = max(1, options.steps // count)
+        distill(chosen, part, name, teacher, options.data, folder, None, start=begun)
         shutil.rmtree(folder / "model")
     found = read_json(folder / "metrics.json") | {"run": read_json(folder / "run.json")}
     if name == TAKD and found["kept"] is not None:  # so far of the assistant, which taught it
         found["kept"] *= read_json(options.out / f"assistant-{seed}" / "metrics.json")["kept"] or 0.0
     return found
+
+
+def chosen_of(options: argparse.Namespace, seed: int, **student) -> dict:
+    """What all students of a seed have in common; `student` changes its shape."""
+    start = [int(word) for word in options.start] if options.start[0].isdigit() else options.start[0]
+    shape = {"layers": options.layers, "start": start} | ({"width": options.width} if options.width else {})
+    training = {"batch": options.batch, "lr": options.lr, "seed": seed + 1, "precision": options.precision,
+                "steps": options.steps}  # fmt: skip
+    return {"student": student or shape, "length": options.length, "training": training}
+
+
+def on_text(options: argparse.Namespace, name: str, seed: int, settings: dict) -> Path:
+    """The folder of a student that half of the steps taught on running text."""
+    if options.text is None:
+        raise SettingsError("it asks for logits of words, and rows have classes; give --text")
+    (teacher, tokens), folder = options.text, options.out / f"{name}-{seed}-text"
+    if not (folder / "metrics.json").is_file():
+        chosen = chosen_of(options, seed) | {"methods": {name: settings}}
+        chosen["training"]["steps"] = max(1, options.steps // 2)
+        distill(chosen, "methods", name, teacher, tokens, folder, None)
+    return folder
+
+
+def on_rows(options: argparse.Namespace) -> bool:
+    """Whether the data are rows with labels, not running text."""
+    return (options.data / "rows").is_dir()
 
 
 def entry_of(options: argparse.Namespace, name: str, seed: int, settings: dict) -> tuple[str, dict, Path | list[Path]]:
@@ -105,9 +135,7 @@ def entry_of(options: argparse.Namespace, name: str, seed: int, settings: dict) 
         assistant = options.out / f"assistant-{seed}"
         if not (assistant / "metrics.json").is_file():
             middle = (read_layers(options.teacher) + options.layers + 1) // 2
-            training = {"batch": options.batch, "lr": options.lr, "seed": seed + 1, "steps": options.steps,
-                        "precision": options.precision}  # fmt: skip
-            chosen = {"student": {"layers": middle}, "length": options.length, "training": training}
+            chosen = chosen_of(options, seed, layers=middle)
             distill(chosen | {"methods": {"kd": {}}}, "methods", "kd", options.teacher, options.data, assistant, None)
         return "chains", {"of": {"kd": settings}}, assistant
     return "methods", settings, options.teacher
@@ -147,7 +175,7 @@ def table(found: dict, refused: dict, options: argparse.Namespace) -> str:
     for name, runs in sorted(found.items(), key=lambda pair: -mean(pair[1], quality)):
         kept = [quality(one) for one in runs]
         spread = statistics.stdev(kept) if len(kept) > 1 else 0.0
-        stages = " → ".join(runs[0]["run"]["stages"])
+        stages = " → ".join([f"{name} on text"] * ("start" in runs[0]["run"]) + runs[0]["run"]["stages"])
         lines.append(f"| `{name}` | {kind_of(name)} | {stages} | {statistics.mean(kept):.3f} | {spread:.3f} | "
                      f"{mean(runs, lambda one: one['dev']['loss']):.3f} | {runs[0]['run']['parameters']:,} | "
                      f"{mean(runs, lambda one: one['latency_ms']['student']):.2f} | "

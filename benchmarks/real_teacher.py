@@ -14,7 +14,6 @@ import hashlib
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +98,7 @@ def main() -> None:
     small["encoder"]["transformer"]["attention_dropout"] = 0.0
     lines, found = [], []
     for keep in (range(1, len(options.keep) + 1), options.keep):
-        cut = new_student(small, "cut", without(teacher.state_dict(), keep)).eval()
+        cut = new_student(small, keep, teacher.state_dict()).eval()
         name = f"layers {', '.join(map(str, keep))} of {count} as they are"
         lines.append(report(name, [compare(vectors(cut, judged, start.vocabulary.pad), told)], cut))
         print(lines[-1], flush=True)
@@ -156,24 +155,13 @@ def collate(rows: list[list[int]], pad: int) -> dict[str, Tensor]:
     return {"ids": ids, "mask": torch.arange(longest) < lengths[:, None]}
 
 
-def without(state: dict[str, Tensor], keep: Sequence[int]) -> dict[str, Tensor]:
-    """A model's state with these layers alone, numbered anew."""
-    layers = {f"encoder.layers.{old - 1}.": f"encoder.layers.{new}." for new, old in enumerate(keep)}
-    kept = {}
-    for name, tensor in state.items():
-        old = next((old for old in layers if name.startswith(old)), None)
-        if old or not name.startswith("encoder.layers."):
-            kept[layers[old] + name.removeprefix(old) if old else name] = tensor
-    return kept
-
-
 def distilled(
     options: argparse.Namespace, start: Start, teacher: Model, recipe: dict, small: dict, train: list[str], seed: int
 ) -> tuple[Model, float]:
     """A student after its run, and the CPU seconds of it."""
     settings = Engine(steps=options.steps, batch=options.batch, lr=options.lr, schedule="linear", warmup=0.1,
                       betas=(0.9, 0.999), weight_decay=0.01, precision=options.precision, seed=seed + 1)  # fmt: skip
-    student = new_student(small, "cut", without(teacher.state_dict(), options.keep))
+    student = new_student(small, options.keep, teacher.state_dict())
     model = Exact(student, teacher, Objective({"sentences": Sentences(shape_of(small), shape_of(recipe))}))
     model.set_total(options.steps)
     source = Stepped(Texts(start, train, options.length, seed), options.batch)

@@ -18,7 +18,9 @@ from tasks.settings import read
 __all__ = ["distill", "student"]
 
 PARTS = {"distill": "methods", "mix": "mixes"}  # stage -> the part of params.yaml that it is run for
-LATER = {"chain": "chains", "several": "several"}  # whose teachers may be students of the first
+LATER = {  # whose teachers, or what they begin from, may be students of the first
+    "chain": "chains", "several": "several", "specific": "specific",
+}  # fmt: skip
 OTHERS = {  # which bring their own teachers and texts; what others read comes first
     "generate_reading": "readings", "generate_examples": "examples", "generate_reasons": "reasons",
     "promote_relevance": "relevance", "promote_languages": "languages", "distill_tasks": "tasks",
@@ -45,8 +47,9 @@ def distill() -> dict[str, list[str]]:
     """Bring the teacher and every student of params.yaml up to date, then remove what retired ones left.
 
     Returns:
-        "teacher", each method, mix, chain and student of several, each student of reasons or of a language more, each
-        task that is served, and every other stage by its own name -> the stages that ran for it.
+        "teacher", each method, mix, chain, student of several teachers, student that goes on with a task, student of
+        reasons or of a language more, each task that is served, and every other stage by its own name -> the stages
+        that ran for it.
 
     Raises:
         StageFailed: the teacher, or the data, failed.

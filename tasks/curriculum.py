@@ -2,8 +2,12 @@
 
     methods   kd: {temperature: 4}                                     one method under the teacher of all
     mixes     tiny: {tinybert: {stage: inner}, kd: {weight: 0.5}}      several at once, weighted
-    chains    third: {teacher: {from: chain, name: half}, of: {kd: {}}}                 a teacher of its own
+    chains    third: {teacher: {from: chain, name: half}, data: ingest/listings, of: {kd: {}}}     its teacher, its data
     several   both: {teachers: [small, large], by: {tmkd: {}}, of: {minilm: {}}}        teachers of `distill.teachers`
+    specific  shop: {start: {from: chain, name: third}, teacher: {from: finetune, name: category},
+                     data: ingest/listings, of: {tinybert: {}}}        a trained student goes on, with a task
+
+An entry of `specific` that has neither `of` nor `by` learns gold labels alone.
 
 `of` is a method or a mix. `by` is a file of models/distill/teachers; in a chain its teachers are all larger models of
 the chain, as DGKD has it. Every objective is built here, so that a fault costs no training.
@@ -22,7 +26,7 @@ from tasks.settings import SettingsError
 
 __all__ = ["GOLD", "PARTS", "Entry", "Stage", "read_entry", "stages_of"]
 
-PARTS = ("methods", "mixes", "chains", "several")
+PARTS = ("methods", "mixes", "chains", "several", "specific")
 ELSEWHERE = (
     "tasks",
     "of_tasks",
@@ -39,7 +43,9 @@ STUDENT = ("layers", "width", "heads", "inner", "start")
 OWN = ("training", "stages", "hard", "student", "vocabulary", "prompt", "placement", "cache", "teacher", "teachers",
        "by", "of")  # fmt: skip
 ALLOWED = {"methods": ("by", "of", "teacher", "teachers", "hard"), "mixes": ("by", "of", "teacher", "teachers"),
-           "chains": ("teachers",), "several": ("teacher",)}  # fmt: skip # keys of OWN that a part does not have
+           "chains": ("teachers",), "several": ("teacher",),
+           "specific": ("student", "teachers", "vocabulary")}  # fmt: skip # keys of OWN that a part does not have
+PLACES = {"chains": ("data",), "specific": ("data", "start")}  # keys that the graph reads, of these parts alone
 TEXT = ("pretrain", "corpus")  # stages that read running text
 GOLD = "gold"  # the stage of gold labels alone
 COMBINERS = "distill.teachers"
@@ -55,6 +61,11 @@ class Entry:
     weights: dict[str, float] = field(default_factory=dict)
     by: tuple[str, dict] | None = None  # a combiner and its settings
     own: dict = field(default_factory=dict)  # training, stages, hard, student, vocabulary, prompt, teachers
+
+    @property
+    def started(self) -> bool:
+        """Whether the student is a trained model that goes on, not one that is drawn from its teacher."""
+        return self.part == "specific"
 
     @property
     def single(self) -> str | None:
@@ -103,14 +114,10 @@ def read_entry(chosen: Mapping, part: str, name: str) -> Entry:
         there = ", ".join(chosen.get(part) or {}) or "nothing"
         raise SettingsError(f"distill.{part} has no {name!r}; it has: {there}")
     entry = dict(chosen[part][name] or {})
-    own = {key: entry.pop(key) for key in OWN if key in entry}
+    own = {key: entry.pop(key) for key in (*OWN, *PLACES.get(part, ())) if key in entry}
     if wrong := [key for key in ALLOWED[part] if key in own]:
         raise SettingsError(f"distill.{part}.{name} has {', '.join(wrong)}, which {part} do not have")
-    own["student"] = dict(chosen.get("student") or {}) | dict(own.get("student") or {})
-    for key in own["student"]:
-        refuse_unknown("distill.student", key, STUDENT)
-    if "layers" not in own["student"]:
-        raise SettingsError("distill.student lacks layers: how many of the teacher's the student has")
+    own["student"] = {} if part == "specific" else _sizes(chosen.get("student"), own.get("student"))
     methods, by = {name: entry}, None
     if part != "methods":
         listed = own.pop("of", None) if part != "mixes" else entry
@@ -124,11 +131,22 @@ def read_entry(chosen: Mapping, part: str, name: str) -> Entry:
     return made
 
 
+def _sizes(*told: Mapping | None) -> dict:
+    """What all students are, and over it what this one is."""
+    sizes = {key: value for each in told for key, value in (each or {}).items()}
+    for key in sizes:
+        refuse_unknown("distill.student", key, STUDENT)
+    if "layers" not in sizes:
+        raise SettingsError("distill.student lacks layers: how many of the teacher's the student has")
+    return sizes
+
+
 def _refuse(entry: Entry) -> None:
     at = f"distill.{entry.part}.{entry.name}"
     if entry.part == "several" and not entry.by:
         raise SettingsError(f"{at} lacks by: how its teachers speak as one, such as {{tmkd: {{}}}}")
-    if not entry.methods and not entry.by:
+    only_gold = entry.started and set(entry.own.get("stages") or ()) <= {GOLD}
+    if not entry.methods and not entry.by and not only_gold:
         raise SettingsError(f"{at} has no method; give at least one, such as {{kd: {{}}}}")
     if entry.part == "several" and not isinstance(entry.own.get("teachers"), Sequence):
         raise SettingsError(f"{at} lacks teachers: names of distill.teachers, from the smallest to the largest")
@@ -163,14 +181,21 @@ def stages_of(
     """
     _refuse_data(entry, on_task)
     make = lambda stage: _objective(entry, student, teachers, stage, keep)
-    training = {**training, **(entry.own.get("training") or {})}
+    training = _over(training, entry.own.get("training"))
     order = entry.own.get("stages") or _published(entry, make, on_task)
     changes = order if isinstance(order, Mapping) else {}
     made = []
     for stage in order:
         objective = Objective({GOLD: Gold(student, teachers[-1])}) if stage == GOLD else make(stage)
-        made.append(Stage(stage, objective, {**training, **(changes.get(stage) or {})}))
+        made.append(Stage(stage, objective, _over(training, changes.get(stage))))
     return made
+
+
+def _over(training: Mapping, own: Mapping | None) -> dict:
+    """Settings of all, and those of one over them: its steps replace their epochs, its epochs their steps."""
+    own = dict(own or {})
+    gone = {other for key, other in (("steps", "epochs"), ("epochs", "steps")) if key in own}
+    return {key: value for key, value in training.items() if key not in gone} | own
 
 
 def _refuse_data(entry: Entry, on_task: bool) -> None:
@@ -218,6 +243,8 @@ def _staged(entry: Entry) -> tuple[str, ...]:
 
 def _published(entry: Entry, make: Callable[[str | None], Objective], on_task: bool) -> list[str]:
     """The stages that such data can feed, in the published order; gold labels last where nothing trains the head."""
+    if not entry.methods and not entry.by:
+        return [GOLD]
     wants = lambda stage: set(make(stage).needs()["student"])
     if not (stages := _staged(entry)):
         name = entry.by[0] if entry.by else entry.name if entry.part == "mixes" else entry.single or entry.name

@@ -1,10 +1,12 @@
 """A teacher or several, a method or a mix, and data -> a smaller student, what it keeps of the teacher, and its speed.
 
     python -m tasks.distill params.yaml:distill methods kd TEACHER DATA OUT CHECKPOINTS CACHE
+    python -m tasks.distill params.yaml:distill specific shop TEACHER DATA OUT CHECKPOINTS CACHE START
 
 TEACHER is a folder of tasks/finetune.py, tasks/pretrain.py or this unit; for an entry below `several`, the folder of
 notes of tasks/lent.py. DATA is an ingested set of labelled rows under a fine-tuned teacher, or tokens under a
-pre-trained one. The stages of an entry (tasks/curriculum.py) run one after the other, each from the student of the one
+pre-trained one. START, of an entry below `specific`, is the folder of a trained model that goes on as the student, with
+a new head. The stages of an entry (tasks/curriculum.py) run one after the other, each from the student of the one
 before; what only looks inside ends with gold labels, or its head would never be trained.
 """
 
@@ -33,6 +35,7 @@ from tasks.curve import on_end, write_curve
 from tasks.engine import Engine, Run, launched, run
 from tasks.fewer_words import cut_rows
 from tasks.files import new_folder, write_json
+from tasks.finetune import begin
 from tasks.lesson_plan import PLACED, Plan, placement_of, planned, precision_of, settings_of
 from tasks.lessons import Stepped
 from tasks.placement import place, rounding
@@ -57,16 +60,17 @@ def distill(
     out: str | Path,
     checkpoints: str | Path | None,
     cache: str | Path | None = None,
+    start: str | Path | None = None,
 ) -> dict:
     """Distil, and write the folder `out` whole or not at all.
 
     Args:
-        chosen: {student: {layers, width, heads, inner, start: cut|random}, training, length, precision (of the teacher,
-            float32 or bfloat16), placement (of the teacher, see tasks/placement.py), cache ({words, store}, or None
-            for a live teacher), and PARTS}; see tasks/curriculum.py. An entry may have `training`, `student`,
-            `placement` and `cache` of its own, `stages` (a list, or {stage: training}), `hard` (weight of the gold
-            labels), on text `vocabulary` ({ratio, multiple, similarity}: the student knows fewer words), and where
-            models write texts `prompt` (tokens of each row that are given, a quarter of it).
+        chosen: {student: {layers, width, heads, inner, start (see models/distill/_student.py)}, training, length,
+            precision (of the teacher, float32 or bfloat16), placement (of the teacher, see tasks/placement.py), cache
+            ({words, store}, or None for a live teacher), and PARTS}; see tasks/curriculum.py. An entry may have
+            `training`, `student`, `placement` and `cache` of its own, `stages` (a list, or {stage: training}), `hard`
+            (weight of the gold labels), on text `vocabulary` ({ratio, multiple, similarity}: the student knows fewer
+            words), and where models write texts `prompt` (tokens of each row that are given, a quarter of it).
         part: one of PARTS.
         name: of the entry.
         teacher: folder of tasks/finetune.py, tasks/pretrain.py or this unit; several from the smallest to the largest.
@@ -76,6 +80,8 @@ def distill(
         checkpoints: of the run, emptied when it is done; None keeps none.
         cache: where `chosen["cache"]` says that one is kept: folder of what the teacher said. It stays, for the next
             run.
+        start: of an entry below `specific`: folder of the model that the student is before its first step, but for its
+            head.
 
     Returns:
         The metrics; {} if SIGTERM ended the run early, and on all ranks but the first.
@@ -84,7 +90,7 @@ def distill(
         SettingsError, LookupError, ValueError: what cannot work, before any training.
         TeacherChanged: during the run, or since the checkpoint.
     """
-    began, plan = time.monotonic(), planned(chosen, part, name, teacher, Path(data))
+    began, plan = time.monotonic(), planned(chosen, part, name, teacher, Path(data), start)
     rows, teachers, precision, where = plan.rows, plan.teachers, precision_of(chosen, plan), placement_of(chosen, plan)
     if (keeps := cache_settings(chosen, plan.entry)) is not None and cache is None:
         raise SettingsError("distill.cache is set, but no folder was given to keep it in; give CACHE")
@@ -92,6 +98,7 @@ def distill(
     student = _first_student(plan)
     known = [part, name, chosen[part][name], plan.entry.own["student"], str(precision), rows.fingerprint]
     known += [where, keeps] if keeps is not None or where != PLACED else []
+    known += [plan.begun.content] if plan.begun else []
     kept = _checkpoints(checkpoints, known, teachers)
     runs: dict[str, Run] = {}
     recipe = plan.recipe
@@ -126,7 +133,7 @@ def distill(
         if parallel.rank():
             return {}
         student.cpu().eval()
-    for each in teachers:
+    for each in plan.sources:
         if each.changed():
             raise TeacherChanged(f"{each.folder} was written while its student was being trained; run this again")
     return _write(plan, student, recipe, taught, runs, settings, Path(out), checkpoints, began, chosen)
@@ -153,6 +160,10 @@ def _first_student(plan: Plan) -> Model | None:
     """The student before its first step; None where it is made of the teacher."""
     if plan.entry.inherits:
         return None
+    if plan.begun:
+        head = f"targets.{plan.rows.kind.target}."  # a student of another task has one, which says other classes
+        state = {name: value for name, value in plan.begun.start.state.items() if not name.startswith(head)}
+        return begin(plan.recipe, state, plan.rows.kind.target)
     state = plan.origin.start.state
     return new_student(plan.recipe, plan.begins, state if plan.words is None else cut_rows(state, plan.words))
 
@@ -261,10 +272,10 @@ def _write(
         metrics |= {"export": saved} | ({"teachers": list(taught)} if len(taught) > 1 else {})
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "recipe.json", rows.recipe(recipe))
-        write_json(folder / "run.json", rows.about(settings) | told(plan.teachers) | {
+        write_json(folder / "run.json", rows.about(settings) | told(plan.teachers, plan.begun) | {
             "name": name,
             "part": plan.entry.part,
-            "family": plan.origin.start.family,
+            "family": rows.start.family,
             "stages": [stage.name for stage in plan.stages],
             "parameters": numbers[0],
             "teacher_parameters": numbers[1],
@@ -295,13 +306,16 @@ def _write(
     return metrics
 
 
-def main(address: str, part: str, name: str, teacher: str, data: str, out: str, checkpoints: str, cache: str) -> None:
-    """python -m tasks.distill params.yaml:distill PART NAME TEACHER DATA OUT CHECKPOINTS CACHE"""
+def main(
+    address: str, part: str, name: str, teacher: str, data: str, out: str, checkpoints: str, cache: str,
+    start: str | None = None,
+) -> None:  # fmt: skip
+    """python -m tasks.distill params.yaml:distill PART NAME TEACHER DATA OUT CHECKPOINTS CACHE [START]"""
     use_threads()
     chosen = read(address)
     entry = read_entry(chosen, part, name)
     by = noted(teacher, entry.own["teachers"]) if part == "several" else teacher
-    if not distill(chosen, part, name, by, data, out, checkpoints, cache) and not parallel.rank():
+    if not distill(chosen, part, name, by, data, out, checkpoints, cache, start) and not parallel.rank():
         sys.exit(os.EX_TEMPFAIL)  # stopped early: the flows try again, and it continues
 
 

@@ -37,7 +37,7 @@ from tasks.lora import Lora, add_lora, merge_lora, save_adapter
 from tasks.poison import refuse_poison
 from tasks.settings import SettingsError, check_names, read
 from tasks.slots import slot
-from tasks.tokenizer import Vocabulary, check_vocabulary
+from tasks.tokenizer import Vocabulary, check_vocabulary, tokenizer_files
 from tasks.training import use_threads
 
 __all__ = [
@@ -394,9 +394,8 @@ def save_model(
     """
     batch = kind.collate(examples[:ASKED])
     folder.mkdir(parents=True)
-    for file in sorted(start.tokenizer.iterdir()):
-        if file.is_file() and file.suffix != ".safetensors" and file.name not in ("config.json", "recipe.json"):
-            shutil.copyfile(file, folder / file.name)
+    for file in tokenizer_files(start.tokenizer):
+        shutil.copyfile(file, folder / file.name)
     if start.family is not None and (loader := _export(model, recipe, start, kind, folder)):
         loaded = loader.eval()
         with torch.no_grad():

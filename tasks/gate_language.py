@@ -32,15 +32,16 @@ PARTS = {
     "mix": "dev",
     "chain": "dev",
     "several": "dev",
+    "specific": "dev",
     "tasks": "dev",
     "relevance": "dev",
     "languages": "dev",
     "continued": "evaluation",
     "instructed": "evaluation",
 }  # kind -> what counts in metrics.json
-# Kinds: by one method, by a mix, of a chain, of several teachers, one task of a student of several tasks, by reasons,
-# of a language more.
-STUDENTS = ("distill", "mix", "chain", "several", "tasks", "relevance", "languages")
+# Kinds: by one method, by a mix, of a chain, of several teachers, of a trained student that goes on with a task; one
+# task of a student of several tasks, by reasons, of a language more.
+STUDENTS = ("distill", "mix", "chain", "several", "specific", "tasks", "relevance", "languages")
 MEASURED = ("continued", "instructed")  # kinds that a stage of their own has measured; their `data` is its folder
 ANSWERS = ("predictions.parquet", "extra/predictions.parquet")  # of a fine-tuned model, of a student
 KEYS = ("floors", "ceilings", "improvement")

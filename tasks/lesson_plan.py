@@ -10,11 +10,12 @@ from models.distill._student import shape_of, student_recipe
 from models.distill._vocabulary import Vocabulary as Words
 from tasks.curriculum import Entry, Stage, read_entry, stages_of
 from tasks.engine import Engine
+from tasks.finetune import retarget
 from tasks.lessons import OnTask, OnText, open_lessons
 from tasks.placement import HOW
 from tasks.settings import SettingsError
 from tasks.stand_in import cache_settings, refuse_live
-from tasks.teachers import Teacher, larger_ones, load_teachers
+from tasks.teachers import Teacher, larger_ones, load_begun, load_teachers
 
 __all__ = ["PLACED", "Plan", "placement_of", "planned", "precision_of", "settings_of"]
 
@@ -30,7 +31,8 @@ class Plan:
     teachers: list[Teacher]
     rows: Lessons
     recipe: dict  # of the student; where it inherits, of the teacher that is narrowed
-    begins: str  # what the student starts from
+    begins: str | list[int]  # how the student is drawn from the teacher
+    begun: Teacher | None  # the trained model that it is instead, before its first step
     words: Words | None  # that the student keeps; None for all
     stages: list[Stage]
 
@@ -39,21 +41,35 @@ class Plan:
         """The teacher from whose recipe the student is drawn: the last, which is the largest."""
         return self.teachers[-1]
 
+    @property
+    def sources(self) -> list[Teacher]:
+        """All models whose files must stay as they are while the student is trained."""
+        return [*self.teachers, *([self.begun] if self.begun else [])]
+
 
 def planned(
-    chosen: Mapping, part: str, name: str, teacher: str | Path | Sequence[str | Path], data: str | Path
+    chosen: Mapping,
+    part: str,
+    name: str,
+    teacher: str | Path | Sequence[str | Path],
+    data: str | Path,
+    start: str | Path | None = None,
 ) -> Plan:
     """What `distill` would run, without a run; refuses what it would refuse before training."""
     entry = read_entry(chosen, part, name)
     folders = [teacher] if isinstance(teacher, str | Path) else list(teacher)
-    if entry.by and part == "chains":
+    if entry.started != (start is not None):
+        said = "begins from a trained model; give START" if entry.started else "draws its student; take out START"
+        raise SettingsError(f"distill.{part}.{name} {said}, the folder of what entries of distill.specific begin from")
+    if entry.by and part != "several":
         folders = [above for folder in folders for above in larger_ones(folder)]
     teachers = load_teachers(folders)
-    rows = open_lessons(teachers, Path(data), chosen)
+    begun = None if start is None else load_begun(start, teachers)
+    rows = open_lessons(teachers, Path(data), chosen, begun)
     sizes = dict(entry.own["student"])
     begins, words = sizes.pop("start", "cut"), rows.words(entry.own.get("vocabulary"))
     wide = _masked_only(teachers[-1]) if entry.inherits and not rows.on_task else teachers[-1].start.recipe
-    recipe = student_recipe(wide, **sizes)
+    recipe = student_recipe(wide, **sizes) if begun is None else _with_head(begun, rows.kind.target, wide)
     if words is not None:
         recipe["vocabulary"] = len(words.keep)
     taught = [shape_of(each.start.recipe) for each in teachers[:-1]] + [shape_of(wide)]
@@ -63,7 +79,7 @@ def planned(
     training = dict(chosen.get("training") or {})
     stages = stages_of(entry, shape_of(recipe), taught, rows.on_task, training, keep)
     recipe = dict(wide) if entry.inherits else recipe
-    plan = Plan(entry, teachers, rows, recipe, begins, words, stages)
+    plan = Plan(entry, teachers, rows, recipe, begins, begun, words, stages)
     if (how := cache_settings(chosen, entry)) is not None:
         asked = [(stage, settings_of(plan, stage)) for stage in stages]
         refuse_live(entry, asked, teachers[-1], rows, recipe, words, how)
@@ -112,6 +128,11 @@ def _masked_only(teacher: Teacher) -> dict:
     if "mlm" not in (targets := teacher.start.recipe["target"]):
         raise LookupError(f"wid narrows a masked language model, but {teacher.folder} only has {', '.join(targets)}")
     return {**teacher.start.recipe, "target": {"mlm": targets["mlm"]}}
+
+
+def _with_head(begun: Teacher, target: str, teacher: Mapping) -> dict:
+    """The recipe of a trained model with a head like its teacher's."""
+    return retarget(begun.start.recipe, target, teacher["target"][target])
 
 
 def _inner(recipe: Mapping) -> int:

@@ -24,7 +24,7 @@ from tasks.recipes import Recipe
 from tasks.settings import SettingsError
 from tasks.source import open_source
 from tasks.teachers import Teacher
-from tasks.tokenizer import Vocabulary
+from tasks.tokenizer import Vocabulary, tokenizer_files
 
 __all__ = ["OnTask", "OnText", "Stepped", "open_lessons"]
 
@@ -57,22 +57,25 @@ class OnTask:
     """Labelled rows under fine-tuned teachers.
 
     Args:
-        teachers: of equal classes in equal order; the last one is the student's origin.
+        teachers: of equal classes in equal order.
         data: folder of tasks/ingest.py.
         chosen: the part `distill` of params.yaml, for the length of a row.
+        origin: what the student is made of: how it reads rows and is written.
 
     Raises:
         Rejected: teachers of something else, or of other classes than the data.
+        SettingsError: a model has fewer positions than a row has tokens.
     """
 
     on_task = True
 
-    def __init__(self, teachers: Sequence[Teacher], data: Path, chosen: Mapping):
+    def __init__(self, teachers: Sequence[Teacher], data: Path, chosen: Mapping, origin: Teacher):
         for teacher in teachers:
             self._refuse_other_kind(teacher)
-        self.start, self.data, self.rows = teachers[-1].start, data, rows_of(data)
+        self.start, self.data, self.rows = origin.start, data, rows_of(data)
         self.name = teachers[-1].about.get("kind", KINDS[0])
-        self.length = chosen.get("length") or min(LENGTH, *(_most(teacher.start) for teacher in teachers))
+        self.length = chosen.get("length") or min(LENGTH, *(_most(one.start) for one in (*teachers, origin)))
+        _refuse_longer([*teachers, origin], self.length)
         settings = {"kind": self.name, "length": self.length}
         self.kind: Kind = kind_of(settings, self.start, self.rows)
         for teacher in teachers:
@@ -80,7 +83,7 @@ class OnTask:
             known = teacher.about.get("labels") or _labels(teacher.start)
             _refuse_other_labels(teacher.folder, heads, known, self.kind.names())
         self.examples = {split: self.kind.encode(frame, split) for split, frame in self.rows.items()}
-        self.fingerprint = fingerprint_of(settings, data, self.start)
+        self.fingerprint = fingerprint_of(settings, data, teachers[-1].start)
 
     def training(self, chosen: Mapping, trains_head: bool) -> Engine:
         """Where the head is not trained, the task says nothing about which weights are best: the last are kept."""
@@ -145,6 +148,7 @@ class OnText:
 
     Raises:
         Rejected: a teacher that reads no running text.
+        SettingsError: a teacher has fewer positions than a row has tokens.
     """
 
     on_task = False
@@ -161,6 +165,7 @@ class OnText:
                                f"running text; give it artifacts/ingest/<name>, or a pre-trained teacher")  # fmt: skip
         self.processor = read_json(teacher.folder / "recipe.json")["processor"]
         self.length = chosen.get("length") or teacher.about["length"]
+        _refuse_longer(teachers, self.length)
         self.name, self.data_name = teacher.about.get("name"), teacher.about.get("data")
         self.heldout = self.open(Engine.seed, heldout=True)
         self.fingerprint = f"{self.heldout.fingerprint} {self.start.digest}"
@@ -212,9 +217,8 @@ class OnText:
         """Write the student's folder, and say how it compares with the model when it is loaded again."""
         told = Recipe(f"{self.name} student", dict(recipe), self.processor, self.start.family, "")
         with TemporaryDirectory() as place:  # the teacher's folder holds its weights too
-            for file in self.start.tokenizer.iterdir():
-                if file.is_file() and file.suffix != ".safetensors" and file.name not in ("config.json", "recipe.json"):
-                    shutil.copy(file, place)
+            for file in tokenizer_files(self.start.tokenizer):
+                shutil.copy(file, place)
             if words is not None:
                 renumber(Path(place), words)
             known, probe = Vocabulary.open(place), self._in(words).rows(range(4))
@@ -237,9 +241,30 @@ class OnText:
         return self.heldout if words is None else Renumbered(self.heldout, words)
 
 
-def open_lessons(teachers: Sequence[Teacher], data: Path, chosen: Mapping) -> OnTask | OnText:
-    """What is in a folder: rows, or tokens."""
-    return (OnTask if (data / "rows").is_dir() else OnText)(teachers, data, chosen)
+def open_lessons(
+    teachers: Sequence[Teacher], data: Path, chosen: Mapping, begun: Teacher | None = None
+) -> OnTask | OnText:
+    """What is in a folder: rows, or tokens.
+
+    Args:
+        begun: what a student begins from that learns a task alone.
+
+    Raises:
+        Rejected: see OnTask and OnText; running text for a student that learns a task.
+    """
+    on_task = (data / "rows").is_dir()
+    if begun is not None and not on_task:
+        raise Rejected(f"{data} has no labelled rows, but a student that begins from {begun.folder} learns a task; "
+                       f"give artifacts/ingest/<name>. On running text, continue its pre-training instead: "
+                       f"language.pretrain, with start, or distill.chains")  # fmt: skip
+    return OnTask(teachers, data, chosen, begun or teachers[-1]) if on_task else OnText(teachers, data, chosen)
+
+
+def _refuse_longer(models: Sequence[Teacher], length: int) -> None:
+    for one in models:
+        if "length" in (one.start.recipe["embedding"].get("position") or {}) and length > (most := _most(one.start)):
+            raise SettingsError(f"distill.length is {length}, but {one.folder} has positions for {most} tokens; lower "
+                                f"it")  # fmt: skip
 
 
 def _most(start: Start) -> int:

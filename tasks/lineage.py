@@ -23,7 +23,7 @@ from tasks.settings import read
 
 __all__ = ["lineage", "marks", "stage_of", "told"]
 
-ROLES = ("teacher", "base", "text_encoder", "registered_as")  # tags that name one version each, and as what
+ROLES = ("teacher", "start", "base", "text_encoder", "registered_as")  # tags that name one version each, and as what
 LONGEST = 60  # characters of a parameter's value in the text
 
 

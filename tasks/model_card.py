@@ -25,7 +25,7 @@ FAR = 0.1  # off from 1: a calibration that is named among the limits
 DIGESTS = {
     "data_sha256": "log, SHA-256", "features_sha256": "features, SHA-256", "rows_sha256": "judged rows, SHA-256",
 }  # fmt: skip
-PARENTS = ("parents", "backbone_version", "teacher", "base", "text_encoder")
+PARENTS = ("parents", "backbone_version", "teacher", "start", "base", "text_encoder")
 FOR = {
     "recommender": "It lists items, best first, for a user or for a history of items.",
     "pretrain": "A pre-trained model: other models of this project begin from it. It answers no task by itself.",

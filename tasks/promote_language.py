@@ -127,8 +127,8 @@ def _record(
         "verdict": "passed" if verdict["passed"] else "closed",
         "verdict_sha256": digest(judged / "verdict.json"),
     }
-    for who in ("teacher", "base"):
-        if f"{who}_content" in about:
+    for who in ("teacher", "base", "start"):
+        if about.get(f"{who}_content"):
             tags |= {who: _version(about[who], about[f"{who}_content"]), f"{who}_sha256": about[f"{who}_content"]}
     # A student's curve names its stage, which is no number.
     curve = pl.read_csv(made / "curve.csv").select(pl.exclude("stage")).to_dicts()

@@ -12,7 +12,7 @@ from tasks.curriculum import read_entry
 from tasks.files import digest, read_json, write_json
 from tasks.parts import imported, keys_of
 from tasks.settings import read
-from tasks.teachers import noted
+from tasks.teachers import Teacher, noted
 
 __all__ = ["student_parts"]
 
@@ -29,14 +29,18 @@ def student_parts(
     recipe: str | Path | None,
     notes: str | Path | None = None,
     root: Path = Path(),
+    start: str | Path | None = None,
 ) -> dict:
-    """The files of one entry below `distill`: {"files": path below `root` -> SHA-256, "teachers": their notes}.
+    """The files of one entry below `distill`: {"files": path below `root` -> SHA-256, "teachers": their notes}, and
+    {"start": {folder: content}} where it begins from a trained model.
 
-    The teachers' recipes say which components count, the entry which methods; every file that these import does too.
+    The recipes of the teachers and of that model say which components count, the entry which methods; every file that
+    these import does too.
 
     Args:
         recipe: recipe.json of the teacher; None where there are several.
         notes: of tasks/lent.py, for an entry below `several`.
+        start: folder of the model that an entry below `specific` begins from.
 
     Raises:
         SettingsError, LookupError: there is no such entry, or it cannot be.
@@ -49,7 +53,9 @@ def student_parts(
         content = [read_json(Path(notes) / f"{each}.json")["content"] for each in asked]
         teachers = dict(zip(map(str, folders), content, strict=True))
     recipes = [Path(folder) / "recipe.json" for folder in teachers] or [Path(recipe)]
+    begun = None if start is None else Teacher.open(start)
     told = [read_json(path) for path in recipes]
+    told += [{"model": begun.start.recipe, "transformers": begun.start.family}] if begun else []
     words = {key for each in told for key in keys_of(each)} | {str(each.get("transformers")) for each in told}
     words |= {"pretrained", *(str(read_json(path.parent / "run.json").get("kind")) for path in recipes)}
     families = [path for path in sorted((root / "models/components").iterdir()) if path.is_dir() and path.name in words]
@@ -64,7 +70,7 @@ def student_parts(
             found.add(path)
             waiting += imported(path, root, FOLLOWED)
     files = {path.relative_to(root).as_posix(): digest(path) for path in sorted(found)}
-    return {"files": files, "teachers": teachers}
+    return {"files": files, "teachers": teachers} | ({"start": {str(start): begun.content}} if begun else {})
 
 
 def _methods(names: Sequence[str], by: str | None, root: Path) -> list[Path]:
@@ -72,10 +78,10 @@ def _methods(names: Sequence[str], by: str | None, root: Path) -> list[Path]:
     return [root / f"models/distill/{name}.py" for name in names] + combiner
 
 
-def main(address: str, part: str, name: str, teacher: str, out: str) -> None:
-    """python -m tasks.student_parts params.yaml:distill methods|mixes|chains|several NAME TEACHER|NOTES OUT.json"""
-    several = part == "several"
-    found = student_parts(read(address), part, name, None if several else Path(teacher) / "recipe.json", teacher)
+def main(address: str, part: str, name: str, teacher: str, out: str, start: str | None = None) -> None:
+    """python -m tasks.student_parts params.yaml:distill PART NAME TEACHER|NOTES OUT.json [START]"""
+    recipe = None if part == "several" else Path(teacher) / "recipe.json"
+    found = student_parts(read(address), part, name, recipe, teacher, start=start)
     write_json(out, found)
     print(f"{name}: made of {len(found['files'])} files, see {out}")
 

@@ -14,18 +14,20 @@ from tasks.finetune import Start, load_start
 from tasks.kinds._kind import Rejected
 from tasks.settings import SettingsError
 
-__all__ = ["Teacher", "TeacherChanged", "files_of", "larger_ones", "load_teachers", "noted", "refuse_changed"]
+__all__ = [
+    "Teacher", "TeacherChanged", "files_of", "larger_ones", "load_begun", "load_teachers", "noted", "refuse_changed",
+]  # fmt: skip
 
 MARKER = "teacher.json"
 
 
 class TeacherChanged(ValueError):
-    """A teacher's files are not those that the run began with."""
+    """A teacher's files, or those that its student began from, are not those that the run began with."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that teaches, as it lies on disk."""
+    """A model that teaches, or that a student begins from, as it lies on disk."""
 
     folder: Path  # of tasks/finetune.py, tasks/pretrain.py or tasks/distill.py
     start: Start
@@ -72,15 +74,42 @@ def load_teachers(folders: Sequence[str | Path]) -> list[Teacher]:
     for place, other in enumerate(found[1:], start=1):
         if twin := next((one for one in found[:place] if one.content == other.content), None):
             raise SettingsError(f"{twin.folder} and {other.folder} are one teacher, which would count twice; take one")
-        if other.start.vocabulary.sha256 != first.start.vocabulary.sha256:
-            raise Rejected(
-                f"{other.folder} reads words by another tokenizer ({other.start.vocabulary.sha256[:12]}) than "
-                f"{first.folder} ({first.start.vocabulary.sha256[:12]}): the same ids mean other words to it; train "
-                f"the teachers with one tokenizer"
-            )
+        _refuse_other_words(other, first)
     for teacher in found:
         shape_of(teacher.start.recipe)
     return found
+
+
+def load_begun(folder: str | Path, teachers: Sequence[Teacher]) -> Teacher:
+    """Open the model from which a student of these teachers begins.
+
+    Raises:
+        FileNotFoundError, TokenizerError, CheckpointRejected: see tasks/finetune.py, `load_start`.
+        SettingsError: it is one of its teachers.
+        Rejected: it reads words by another tokenizer, has more layers than its teacher, or is no transformer.
+    """
+    begun, teacher = Teacher.open(folder), teachers[-1]
+    if twin := next((one for one in teachers if one.content == begun.content), None):
+        raise SettingsError(f"{begun.folder} and its teacher {twin.folder} are one model, which has nothing to learn "
+                            f"from itself; begin from a smaller one")  # fmt: skip
+    _refuse_other_words(begun, teacher)
+    try:
+        own, most = (shape_of(one.start.recipe).layers for one in (begun, teacher))
+    except LookupError as error:
+        raise Rejected(f"no student begins from {begun.folder}: {error}") from None
+    if own > most:
+        raise Rejected(f"{begun.folder} has {own} layers, its teacher {teacher.folder} has {most}: a student has as "
+                       f"many at most; begin from a smaller model, or take a larger teacher")  # fmt: skip
+    return begun
+
+
+def _refuse_other_words(other: Teacher, first: Teacher) -> None:
+    theirs, ours = (one.start.vocabulary.sha256 for one in (other, first))
+    if theirs != ours:
+        raise Rejected(
+            f"{other.folder} reads words by another tokenizer ({theirs[:12]}) than {first.folder} ({ours[:12]}): the "
+            f"same ids mean other words to it; train both with one tokenizer"
+        )
 
 
 def larger_ones(teacher: str | Path) -> list[Path]:
@@ -124,10 +153,12 @@ def refuse_changed(kept: Path, teachers: Sequence[Teacher]) -> None:
     write_json(kept / MARKER, now)
 
 
-def told(teachers: Sequence[Teacher]) -> Mapping:
-    """What run.json says of them: the last one is the student's origin."""
+def told(teachers: Sequence[Teacher], begun: Teacher | None = None) -> Mapping:
+    """What run.json says of them, the last of which is the largest, and of what the student begins from."""
     last = teachers[-1]
     one = {"teacher": str(last.folder), "teacher_content": last.content}
+    if begun is not None:
+        one |= {"start": str(begun.folder), "start_content": begun.content}
     if len(teachers) == 1:
         return one
     return one | {"teachers": [{"folder": str(each.folder), "content": each.content} for each in teachers]}

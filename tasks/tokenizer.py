@@ -31,7 +31,9 @@ from tasks.poison import refuse_poison
 from tasks.progress import counted
 from tasks.settings import SettingsError, read
 
-__all__ = ["TokenizerError", "Vocabulary", "check_vocabulary", "copy_tokenizer", "make_tokenizer", "train"]
+__all__ = [
+    "TokenizerError", "Vocabulary", "check_vocabulary", "copy_tokenizer", "make_tokenizer", "tokenizer_files", "train",
+]  # fmt: skip
 
 KINDS = ("wordpiece", "bpe", "unigram")
 ROLES = {
@@ -196,18 +198,24 @@ def make_tokenizer(settings: dict, ingested: Iterable[str | Path], out: str | Pa
     return vocabulary
 
 
+def tokenizer_files(folder: str | Path) -> list[Path]:
+    """The files of a tokenizer in a folder that may be a model's too, whose weights and settings are left out."""
+    others = ("config.json", "recipe.json", "manifest.json")
+    found = sorted(Path(folder).iterdir())
+    return [file for file in found if file.is_file() and file.suffix != ".safetensors" and file.name not in others]
+
+
 def copy_tokenizer(folder: str | Path, out: str | Path, embedding: Mapping) -> None:
     """Put a tokenizer beside a model, and what the model takes into its tokenizer_config.json.
 
     Args:
-        folder: the tokenizer's; its manifest.json stays behind.
+        folder: the tokenizer's, or of a model that has it.
         out: the model's, which exists.
         embedding: of the model's recipe. Several kinds of segments: a pair's tokens say which text they are of
             (token_type_ids). Learned positions: no text is longer than their table.
     """
-    for file in sorted(Path(folder).iterdir()):
-        if file.is_file() and file.name != "manifest.json":
-            shutil.copy(file, Path(out) / file.name)
+    for file in tokenizer_files(folder):
+        shutil.copy(file, Path(out) / file.name)
     path = Path(out) / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {}
     segments = (embedding.get("segment") or {}).get("kinds", 1) > 1

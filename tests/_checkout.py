@@ -31,7 +31,7 @@ WRITING = (
     "pages_instructed", "gate_instructed", "promote_instructed", "generated", "judged",
 )  # fmt: skip
 DISTILL = (
-    "lent", *(f"{step}{kind}" for kind in ("distill", "mix", "chain", "several")
+    "lent", *(f"{step}{kind}" for kind in ("distill", "mix", "chain", "several", "specific")
               for step in ("parts_", "", "gate_", "promote_")),
     "distill_tasks", "distill_of_tasks", "gate_tasks", "promote_tasks", "generate_reading", "generate_examples",
     "generate_reasons", "distill_relevance", "distill_languages",

@@ -164,7 +164,8 @@ def test_one_line_adds_exactly_its_stages():
 def test_a_student_depends_on_what_it_is_made_of():
     """DVC cannot read imports: tasks/student_parts.py lists the files, or an edit would leave old students."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    for name, part in {"distill": "methods", "mix": "mixes", "chain": "chains", "several": "several"}.items():
+    parts = {"distill": "methods", "mix": "mixes", "chain": "chains", "several": "several", "specific": "specific"}
+    for name, part in parts.items():
         listed = f"artifacts/student_parts/{part}/${{key}}.json"
         assert listed in stages[name]["do"]["deps"]
         assert stages[f"parts_{name}"]["do"]["outs"] == [listed]

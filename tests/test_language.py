@@ -188,7 +188,7 @@ def test_language_and_recommender_read_nothing_of_each_other():
             paths, keys = reads(name)
             assert not paths & made, name
             assert all(key.startswith(own) for key in keys), name
-    taught = {path for name in ("distill", "mix", "chain", "several") for path in makes(name)}
+    taught = {path for name in ("distill", "mix", "chain", "several", "specific") for path in makes(name)}
     for name in (*whole, *RECOMMEND):  # students read language models, and nothing reads students
         assert not reads(name)[0] & taught, name
     per_key = {"parts": "pretrain", "pretrain": "pretrain", "finetune": "finetune"}

@@ -1,12 +1,13 @@
 """A student drawn from its teacher's recipe: fewer layers, narrower, and what it starts from.
 
-    cut      the teacher's first layers; of wider tensors the leading entries along each axis
-    random   weights drawn anew
+    cut         the teacher's first layers; of wider tensors the leading entries along each axis
+    [2, 4, 6]   these layers of the teacher, counted from 1; the rest as in a cut
+    random      weights drawn anew
 
-Source: Tan et al., 2023, arXiv:2306.06629 (the cut).
+Source: Tan et al., 2023, arXiv:2306.06629 (the cut); chosen layers: Sanh et al., 2019, arXiv:1910.01108.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -19,6 +20,7 @@ from models.distill._signals import Shape
 __all__ = ["STARTS", "new_student", "shape_of", "student_recipe"]
 
 STARTS = ("cut", "random")
+LAYERS = "encoder.layers."  # how the state's names of a layer begin
 
 
 def shape_of(recipe: Mapping[str, Any]) -> Shape:
@@ -75,22 +77,25 @@ def student_recipe(
     return small
 
 
-def new_student(recipe: Mapping[str, Any], start: str, teacher: Mapping[str, Tensor]) -> Model:
+def new_student(recipe: Mapping[str, Any], start: str | Sequence[int], teacher: Mapping[str, Tensor]) -> Model:
     """Assemble the student, and give it what it starts from.
 
     Args:
         recipe: of the student.
-        start: one of STARTS.
+        start: one of STARTS, or as many of the teacher's layers as the student has, counted from 1 and rising.
         teacher: the teacher's state.
 
     Raises:
         ValueError: there is no such start; the cut needs a tensor that the teacher does not have, or a larger one.
     """
-    if start not in STARTS:
-        raise ValueError(f"a student starts as one of {', '.join(STARTS)}; got {start!r}")
+    if start not in STARTS and not isinstance(start, list | tuple | range):
+        raise ValueError(f"a student starts as one of {', '.join(STARTS)}, or as a list of its teacher's layers, such "
+                         f"as [2, 4, 6]; got {start!r}")  # fmt: skip
     model = assemble(recipe)
     if start == "random":
         return model
+    if start != "cut":
+        teacher = _with_layers(teacher, start, _encoder(recipe)["layers"])
     own = model.state_dict()
     if odd := [name for name, tensor in own.items() if not _fits(tensor, teacher.get(name))]:
         raise ValueError(f"the teacher has no tensors to cut {', '.join(odd[:5])} from ({len(odd)} in all)")
@@ -98,6 +103,30 @@ def new_student(recipe: Mapping[str, Any], start: str, teacher: Mapping[str, Ten
         for name, tensor in own.items():
             tensor.copy_(teacher[name][tuple(slice(size) for size in tensor.shape)])
     return model
+
+
+def _with_layers(state: Mapping[str, Tensor], chosen: Sequence[int], wanted: int) -> dict[str, Tensor]:
+    """A teacher's state with these of its layers alone, numbered anew.
+
+    Raises:
+        ValueError: not `wanted` different layers that the teacher has, in rising order.
+    """
+    there = 1 + max((int(name.split(".")[2]) for name in state if name.startswith(LAYERS)), default=-1)
+    rising = all(type(number) is int for number in chosen) and list(chosen) == sorted(set(chosen))
+    if len(chosen) != wanted or not rising or not 1 <= chosen[0] <= chosen[-1] <= there:
+        raise ValueError(
+            f"student.start names {len(chosen)} layers, {list(chosen)}; it takes {wanted} of the teacher's layers 1 to "
+            f"{there}, one for each of the student's, in rising order and none twice; name others, or write cut"
+        )
+    new = {str(old - 1): str(place) for place, old in enumerate(chosen)}
+    kept = {}
+    for name, tensor in state.items():
+        number, _, rest = name.removeprefix(LAYERS).partition(".")
+        if not name.startswith(LAYERS):
+            kept[name] = tensor
+        elif number in new:
+            kept[f"{LAYERS}{new[number]}.{rest}"] = tensor
+    return kept
 
 
 def _fits(small: Tensor, large: Tensor | None) -> bool:
@@ -113,5 +142,5 @@ def _encoder(recipe: Mapping[str, Any]) -> dict[str, Any]:
     ((kind, settings),) = recipe["encoder"].items()
     if kind != "transformer" or "decoder" in recipe:
         what = "a decoder beside its encoder" if kind == "transformer" else f"a {kind} encoder"
-        raise LookupError(f"this teacher has {what}; distil from a model of one transformer encoder")
+        raise LookupError(f"this model has {what}; distil from and into models of one transformer encoder")
     return {"layers": 12, "heads": 12} | dict(settings)  # what a transformer has that says nothing

@@ -35,12 +35,13 @@ def test_order(stages):
 
 def test_students_of_students_come_last_and_bring_their_teachers(stages):
     params = yaml.safe_load(Path("params.yaml").read_text())
-    params["distill"] |= {"chains": {"half": {"teacher": {"from": "distill", "name": "kd"}}}, "several": {"both": {}}}
+    params["distill"] |= {"chains": {"half": {"teacher": {"from": "distill", "name": "kd"}}}, "several": {"both": {}},
+                          "specific": {"shop": {"start": {"from": "chain", "name": "half"}}}}  # fmt: skip
     Path("params.yaml").write_text(yaml.safe_dump(params))
     stages.broken = {"promote_chain@half"}
-    with pytest.raises(ModelsFailed, match=r"(?s)1 of 5 students failed.*half"):
+    with pytest.raises(ModelsFailed, match=r"(?s)1 of 6 students failed.*half"):
         module.distill.fn()
-    assert stages[-2:] == ["promote_chain@half", "promote_several@both"]
+    assert stages[-3:] == ["promote_chain@half", "promote_several@both", "promote_specific@shop"]
 
 
 def test_what_has_other_teachers_comes_last_and_may_share_a_name(stages):

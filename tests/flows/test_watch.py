@@ -237,9 +237,18 @@ ENTRIES = {
     "language.generated": {"ads": {"from": "base/llama", "data": "shop"}},
     "language.judged": {"ads": {"texts": "ads", "data": "shop", "catalogue": "catalogue", "encoder": "folder"}},
     "distill.mixes": {"tiny": {"kd": {}}},
-    "distill.chains": {"third": {"teacher": {"from": "distill", "name": "kd"}, "of": {"minilm": {}}}},
+    "distill.chains": {
+        "third": {"teacher": {"from": "distill", "name": "kd"}, "data": "ingest/listings", "of": {"minilm": {}}}
+    },
     "distill.teachers": {"small": {"from": "distill", "name": "kd"}},
     "distill.several": {"both": {"teachers": ["small"], "by": {"tmkd": {}}}},
+    "distill.specific": {
+        "shop": {
+            "start": {"from": "chain", "name": "third"},
+            "data": "ingest/listings",
+            "teacher": {"from": "finetune", "name": "category"},
+        }
+    },
     "distill.tasks": {"shop": {"from": "bert"}},
     "distill.of_tasks": {"less": {"from": "bert"}},
     "distill.served": {"shop_category": {"from": "distill_tasks/shop", "task": "category", "data": "listings"}},

@@ -73,9 +73,19 @@ def writer(root: Path, name: str, recipe: str, steps: int = 3, **more) -> None:
 
 
 def go(
-    made, name, out, part="methods", entry=None, checkpoints=None, teacher="teacher", data="rows", kept=None, **more
+    made,
+    name,
+    out,
+    part="methods",
+    entry=None,
+    checkpoints=None,
+    teacher="teacher",
+    data="rows",
+    kept=None,
+    start=None,
+    **more,
 ):
-    """Distil; `teacher` is a folder in `made`, or several; `kept` takes what it said."""
+    """Distil; `teacher` is a folder in `made`, or several, `start` one; `kept` takes what the teacher said."""
     chosen = {"student": {"layers": 2}, "length": 32, "training": TRAINING, part: {name: entry or {}}, **more}
     by = [made / each for each in teacher] if isinstance(teacher, list) else made / teacher
-    return distill(chosen, part, name, by, made / data, out, checkpoints, kept)
+    return distill(chosen, part, name, by, made / data, out, checkpoints, kept, start and made / start)

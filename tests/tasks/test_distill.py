@@ -298,6 +298,21 @@ def test_a_cut_is_the_leading_part():
     assert all(torch.equal(value, state[key]) for key, value in whole.state_dict().items())
 
 
+def test_chosen_layers_are_the_teachers_in_their_order():
+    state = teacher().model.state_dict()
+    recipe = student_recipe(teacher().recipe, 2, width=4)
+    student = new_student(recipe, [1, 3], state).state_dict()
+    cut = new_student(recipe, "cut", state).state_dict()
+    for own, theirs in ((0, 0), (1, 2)):
+        for rest in ("feedforward.inner.weight", "attention.query.weight"):
+            tensor = student[f"encoder.layers.{own}.{rest}"]
+            assert torch.equal(tensor, state[f"encoder.layers.{theirs}.{rest}"][: len(tensor), : tensor.shape[1]])
+    others = [name for name in student if not name.startswith("encoder.layers.1.")]
+    assert all(torch.equal(student[name], cut[name]) for name in others)
+    assert all(torch.equal(value, cut[name]) for name, value in new_student(recipe, [1, 2], state).state_dict().items())
+    assert teacher().model.state_dict().keys() == state.keys()
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -315,7 +330,21 @@ def test_methods_of_running_text_are_refused_on_rows(made, tmp_path, name):
         ("kd", {"student": {"layers": 2, "width": 15}}, ValueError, "2 heads do not divide"),
         ("kd", {"student": {"layers": "2"}}, ValueError, "whole numbers from 1 on; got layers '2'"),
         ("kd", {"student": {"layers": 2, "heads": 0, "inner": -8}}, ValueError, "got heads 0, inner -8"),
-        ("kd", {"student": {"layers": 2, "start": "warm"}}, ValueError, "cut, random; got 'warm'"),
+        (
+            "kd",
+            {"student": {"layers": 2, "start": "warm"}},
+            ValueError,
+            r"cut, random, .* such as \[2, 4, 6\]; got 'warm'",
+        ),
+        ("kd", {"student": {"layers": 2, "start": 2}}, ValueError, "as a list of its teacher's layers, .* got 2"),
+        ("kd", {"student": {"layers": 2, "start": [1]}}, ValueError, r"names 1 layers, \[1\]; it takes 2 of .* 1 to 3"),
+        ("kd", {"student": {"layers": 2, "start": []}}, ValueError, "names 0 layers"),
+        ("kd", {"student": {"layers": 2, "start": [3, 1]}}, ValueError, "in rising order and none twice"),
+        ("kd", {"student": {"layers": 2, "start": [2, 2]}}, ValueError, "in rising order and none twice"),
+        ("kd", {"student": {"layers": 2, "start": [0, 2]}}, ValueError, "of the teacher's layers 1 to 3"),
+        ("kd", {"student": {"layers": 2, "start": [2, 4]}}, ValueError, "of the teacher's layers 1 to 3"),
+        ("kd", {"student": {"layers": 2, "start": [1, "3"]}}, ValueError, "names 2 layers, .1, '3'."),
+        ("kd", {"start": "teacher"}, SettingsError, "distill.methods.kd draws its student; take out START"),
         ("kd", {"student": {"depth": 2}}, LookupError, "depth"),
         ("kd", {"student": {}}, SettingsError, "lacks layers"),
         ("kd", {"precision": "int8"}, SettingsError, "float32, bfloat16; got 'int8'"),
@@ -388,5 +417,5 @@ def test_a_batch_of_padding_is_refused():
 
 def test_an_encoder_without_layers_is_refused():
     recipe = teacher().recipe | {"encoder": {"gru": {"layers": 2}}}
-    with pytest.raises(LookupError, match="has a gru encoder; distil from a model of one transformer encoder"):
+    with pytest.raises(LookupError, match="has a gru encoder; distil from and into models of one transformer encoder"):
         student_recipe(recipe, 1)

@@ -58,6 +58,35 @@ def test_a_mix_and_a_combiner_are_made_of_all_their_methods(recipe, tmp_path):
     assert made_of("several", "both", entry, None, tmp_path / "notes")["teachers"] != found["teachers"]
 
 
+def test_a_student_that_goes_on_is_made_of_what_it_was(recipe, tmp_path):
+    """Its own components and content, beside those of its teacher."""
+    import torch
+    from _tuned import RECIPES, write_tokenizer
+    from safetensors.torch import save_file
+
+    from models.components._model import assemble
+    from tasks.tokenizer import Vocabulary
+
+    (begun := tmp_path / "begun/model").mkdir(parents=True)
+    write_tokenizer(begun)
+    own = RECIPES["bert"] | {"vocabulary": Vocabulary.open(begun).size}
+    own["embedding"] = {"word": {}, "sinusoidal": {}}
+    torch.manual_seed(1)
+    save = lambda: save_file({k: v.clone() for k, v in assemble(own).state_dict().items()},
+                             begun / "model.safetensors")  # fmt: skip
+    save()
+    write_json(begun / "recipe.json", own)
+    made = lambda: student_parts({"specific": {"shop": {"of": "minilm"}}}, "specific", "shop", recipe, None, ROOT,
+                                 begun.parent)  # fmt: skip
+    found = made()
+    assert {"models/distill/minilm.py", "models/components/embedding/sinusoidal.py",
+            "models/components/embedding/segment.py"} <= set(found["files"])  # fmt: skip
+    assert list(found["start"]) == [str(begun.parent)]
+    save()
+    assert made()["start"] != found["start"] and made()["files"] == found["files"]
+    assert "start" not in made_of("methods", "minilm", {}, recipe)
+
+
 @pytest.mark.parametrize(("name", "file"), [("wid", "_inheriting"), ("on_policy", "_writing")])
 def test_what_trains_otherwise_is_listed_for_it(recipe, name, file):
     assert f"models/distill/{file}.py" in made_of("methods", name, {}, recipe)["files"]

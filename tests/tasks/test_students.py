@@ -283,6 +283,13 @@ def test_teachers_are_chosen_again_after_a_break(made, tmp_path, monkeypatch, na
         made, "both", out, "several", entry, kept, ["small", "teacher"], training=LONG))  # fmt: skip
 
 
+def test_a_student_that_began_elsewhere_goes_on_after_a_break(made, tmp_path, monkeypatch):
+    """Its new head too: in the second of two stages."""
+    entry = {"of": {"tinybert": {}}, "stages": {"inner": {"steps": 2}, "logits": {}}}
+    unbroken_and_broken(made, tmp_path, monkeypatch, lambda out, kept: go(
+        made, "shop", out, "specific", entry, kept, start="bert-small", training=LONG))  # fmt: skip
+
+
 def unbroken_and_broken(made, tmp_path, monkeypatch, start):
     from tasks.lessons import Stepped
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -229,6 +230,19 @@ def test_robertas_counted_positions_and_single_segment(made, folder):
     config = read_json(folder / "tokenizer_config.json")
     assert config["model_max_length"] == 128
     assert config["model_input_names"] == ["input_ids", "attention_mask"]
+
+
+def test_a_tokenizer_taken_from_a_model_leaves_the_weights_behind(made, tmp_path):
+    folder, other = tmp_path / "model", tmp_path / "other"
+    for place, said in ((folder, "own"), (other, "theirs")):
+        place.mkdir()
+        for name in ("config.json", "model.safetensors", "recipe.json"):
+            (place / name).write_text(said)
+    for file in made["bpe"].iterdir():
+        shutil.copy(file, other)
+    copy_tokenizer(other, folder, {})
+    assert {(folder / name).read_text() for name in ("config.json", "model.safetensors", "recipe.json")} == {"own"}
+    assert Vocabulary.open(folder).sha256 == Vocabulary.open(made["bpe"]).sha256
 
 
 def test_a_tokenizer_of_another_checkpoint_is_refused(made):
