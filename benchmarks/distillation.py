@@ -113,7 +113,9 @@ def on_text(options: argparse.Namespace, name: str, seed: int, settings: dict) -
     (teacher, tokens), folder = options.text, options.out / f"{name}-{seed}-text"
     if not (folder / "metrics.json").is_file():
         chosen = chosen_of(options, seed) | {"methods": {name: settings}}
-        chosen["training"]["steps"] = max(1, options.steps // 2)
+        steps = max(1, options.steps // 2)
+        # Its words are judged once: what counts is what the task makes of it.
+        chosen["training"] |= {"steps": steps, "evaluate_steps": steps, "evaluate_rows": 64}
         distill(chosen, "methods", name, teacher, tokens, folder, None)
     return folder
 

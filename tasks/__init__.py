@@ -13,6 +13,12 @@ if find_spec("polars") is None:
 # times its seconds. Read once, when the library of threads is loaded, hence here, before anything imports torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# A stage's command ends with its DVC: also while it imports, and with all the processes that it starts.
+if "DVC_STAGE" in os.environ:
+    from tasks.orphan import follow
+
+    follow()
+
 # `python -m tasks.<name>`: what it imports may take seconds, so its words are looked at first.
 if sys.argv[0] == "-m":
     from tasks.command import refuse_words

@@ -62,9 +62,9 @@ def distill_tasks(
         name: of the entry.
         chosen: {method: {name of models/distill/tasks: settings}, from (a name of `source`, for the report),
             tasks: {task: {data, kind (classification, pairs or regression), teachers: [folders], settings, head}},
-            student: {layers, width, heads, inner, start (see models/distill/_student.py)} or {recipe, size, overrides}, or none for the
-            whole of `source`; alpha (None: 1, or .75 beyond two orders of magnitude between the sizes), length,
-            training (see tasks/engine.py, with `epochs`, 5), finetune: {task: training} or [task]}.
+            student: {layers, width, heads, inner, start (see models/distill/_student.py)} or {recipe, size,
+            overrides}, or none for the whole of `source`; alpha (None: 1, or .75 beyond two orders of magnitude between
+            the sizes), length, training (see tasks/engine.py, with `epochs`, 5), finetune: {task: training} or [task]}.
         source: the pre-trained folder.
         data: has each task's `data`, an ingested folder.
         teachers: has each of its `teachers`.

@@ -78,7 +78,7 @@ def locked(name: str, wait: bool = True) -> Iterator[None]:
 def new_folder(target: str | Path) -> Iterator[Path]:
     """A folder to fill; it takes the place of `target` when the block ends well, and leaves no trace when it does not.
 
-    The lock keeps out the child of a killed `dvc`, which lives on and writes while the next run starts the same stage.
+    The lock keeps out the child of a killed `dvc`, which may be at its last step when the next run starts the stage.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)

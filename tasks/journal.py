@@ -87,10 +87,9 @@ def _write(file: Path, started: float, **ended) -> None:
 def _file() -> Path | None:
     if name := os.environ.get("ROOTSTOCK_RUN"):
         return FOLDER / f"{name}.jsonl"
-    import psutil
+    if "DVC_STAGE" not in os.environ:
+        return None
+    from tasks.orphan import starter
 
-    for parent in psutil.Process().parents():
-        words = parent.cmdline()
-        if any(Path(word).name == "dvc" for word in words[:3]):  # `dvc repro` and `python -m dvc repro`
-            return FOLDER / f"dvc-{parent.pid}-{int(parent.create_time())}.jsonl"
-    return None
+    dvc = starter()
+    return dvc and FOLDER / f"dvc-{dvc.pid}-{int(dvc.create_time())}.jsonl"

@@ -224,7 +224,6 @@ def test_a_moved_encoder_retrains_the_backbone_and_a_new_task_still_does_not(che
 
 def test_killed_dvc_is_healed_by_the_next_run(checkout):
     checkout = checkout.plain()
-    checkout.environment["ROOTSTOCK_SLOTS"] = "1"  # as on a user's machine: who trains still is waited for
     checkout.params(lambda p: p["recommend"]["backbone"]["training"].update(epochs=3))
     with subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=checkout.folder, env=checkout.environment,
                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
@@ -233,11 +232,15 @@ def test_killed_dvc_is_healed_by_the_next_run(checkout):
         while not set(checkpoints.rglob("step-*")) - known:
             assert time.monotonic() < until, "no checkpoint appeared"
             time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)  # of DVC alone: its child lives on
-    ran = checkout.repro()
-    assert "backbone" in ran
+        process.send_signal(signal.SIGKILL)  # of DVC alone; there are slots for two that train, and its child must end
+    assert "backbone" in checkout.repro()
+    assert "backbone: continues at step" in checkout.said
     assert checkout.repro() == []
     assert checkout.json("artifacts/backbone/backbone.json")["best_epoch"] >= 1
+    command = yaml.safe_load((checkout.folder / "dvc.lock").read_text())["stages"]["backbone"]["cmd"].split()
+    checkout(*command[2:-2], "../unbroken", "../kept")
+    weights = [checkout.folder / path / "model.safetensors" for path in ("artifacts/backbone", "../unbroken")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_the_tutorial_as_it_is_typed(checkout):
