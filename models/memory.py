@@ -88,18 +88,20 @@ def states(sizes: Sizes, optimizer: str = "adamw", half: bool = False, ranks: in
     """Bytes that a trained model takes on each device, whatever the batch.
 
     Args:
-        optimizer: "adamw" or "adafactor".
+        optimizer: "adamw", "muon" or "adafactor".
         half: products read weights in 2 bytes: all of them under autocast, two layers' at a time where ranks share.
         ranks: that share weights, gradients and moments (FSDP); 1 where each has all.
     """
-    moments = 8 if optimizer == "adamw" else 0.05
+    moments = 0.05 * sizes.parameters
+    if optimizer != "adafactor":  # muon has one moment of what products read, not two
+        moments = 8 * sizes.parameters - (4 * sizes.products if optimizer == "muon" else 0)
     read = sizes.products / sizes.stored * 2 if ranks > 1 else sizes.products
     gathered = 0 if ranks == 1 else 2 * sizes.in_layers / sizes.stored * (0 if half else 4)
     return {
         "weights": 4 * sizes.parameters / ranks,
         "weights in use": 2 * read if half else gathered,
         "gradients": 4 * sizes.parameters / ranks,
-        "optimizer": moments * sizes.parameters / ranks,
+        "optimizer": moments / ranks,
     }
 
 

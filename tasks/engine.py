@@ -30,14 +30,19 @@ from tqdm import tqdm
 from models import parallel, schedules
 from models.fit import NotFinite, fit, total_counts
 from models.flops import mfu, peak
+from models.muon import Muon, matrices_of_layers
 from tasks.checkpoint import latest, pack_optimizer, save_checkpoint, unpack_optimizer
 from tasks.files import write_json
 from tasks.settings import fill
 
-__all__ = ["DataChanged", "Diverged", "Engine", "HeldOut", "Run", "Source", "launched", "make_optimizer", "plan", "run"]
+__all__ = [
+    "DataChanged", "Diverged", "Engine", "HeldOut", "OPTIMIZERS", "Run", "Source", "launched", "make_optimizer", "plan",
+    "run",
+]  # fmt: skip
 
 WARM = 10  # steps of a process that its rates leave out: compilation, caches, allocation
 MARKER = "stopped.json"
+OPTIMIZERS = ("adamw", "muon", "adafactor")
 
 
 class Diverged(ValueError):
@@ -69,7 +74,8 @@ class Engine:
         batch: rows of one update, all ranks and micro-batches together.
         micro: rows that one rank computes at once; None for its whole share. Changes memory and speed, not the loss.
         lr: top learning rate.
-        optimizer: "adamw", or "adafactor" (not with fsdp, which cuts the matrices that it factors).
+        optimizer: "adamw"; "muon", which moves the matrices of layers by models/muon.py and the rest by AdamW; or
+            "adafactor". The last two need whole matrices, which fsdp cuts.
         betas: of AdamW.
         weight_decay: on tensors of two or more dimensions except embedding tables.
         schedule: name in models/schedules.py, or {name: settings}.
@@ -120,14 +126,16 @@ class Engine:
             value = getattr(self, name)
             if not (value is None and name == "clip") and (not isinstance(value, (int, float)) or value < 0):
                 wrong.append(f"{name} must be a number >= 0, got {value!r}")
-        allowed = {"optimizer": ("adamw", "adafactor"), "precision": ("float32", "bfloat16"),
+        allowed = {"optimizer": OPTIMIZERS, "precision": ("float32", "bfloat16"),
                    "parallel": ("ddp", "fsdp"), "activations": parallel.ACTIVATIONS}  # fmt: skip
         wrong += [f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}"
                   for name, values in allowed.items() if getattr(self, name) not in values]  # fmt: skip
         if len(self.betas) != 2 or not all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in self.betas):
             wrong.append(f"betas must be two numbers in 0..1, got {self.betas!r}")
-        if self.optimizer == "adafactor" and self.parallel == "fsdp":
-            wrong.append("adafactor factors whole matrices, which fsdp cuts; set parallel: ddp or optimizer: adamw")
+        if self.optimizer != "adamw" and self.parallel == "fsdp":
+            wrong.append(
+                f"{self.optimizer} needs whole matrices, which fsdp cuts; set parallel: ddp or optimizer: adamw"
+            )
         if wrong:
             raise ValueError("training settings: " + "; ".join(wrong))
         name, settings = self.scheduled
@@ -237,7 +245,11 @@ def launched() -> Iterator[str | None]:
 
 
 def make_optimizer(model: nn.Module, settings: Engine) -> tuple[torch.optim.Optimizer, str]:
-    """The optimizer over what is to be trained, and a line that says which tensors decay."""
+    """The optimizer over what is to be trained, and a line that says which tensors decay.
+
+    Raises:
+        ValueError: nothing is to be trained; muon for a model without layers, or one whose parts have their own rates.
+    """
     tables = {id(table) for table in parallel.tables(model)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
@@ -249,6 +261,8 @@ def make_optimizer(model: nn.Module, settings: Engine) -> tuple[torch.optim.Opti
         groups = own.parameter_groups(settings.lr, settings.weight_decay)
     if settings.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=tuple(settings.betas), eps=1e-8, fused=True)
+    elif settings.optimizer == "muon":
+        optimizer = _muon(own, groups, settings)
     else:
         optimizer = torch.optim.Adafactor(groups, lr=settings.lr)
     if hasattr(own, "hook_optimizer"):  # what acts on gradients after clipping
@@ -258,10 +272,21 @@ def make_optimizer(model: nn.Module, settings: Engine) -> tuple[torch.optim.Opti
                        f"{size(rest)}: norms, biases and embedding tables")  # fmt: skip
 
 
+def _muon(model: nn.Module, groups: list[dict], settings: Engine) -> Muon:
+    matrices = matrices_of_layers(model)
+    if not matrices or hasattr(model, "parameter_groups"):
+        why = "learns its parts at rates of their own" if matrices else "has no layers with matrices to train"
+        raise ValueError(f"{type(model).__name__} {why}; set optimizer: adamw")
+    theirs = {id(matrix) for matrix in matrices}
+    rest = [group | {"params": [p for p in group["params"] if id(p) not in theirs]} for group in groups]
+    rest = [group for group in rest if group["params"]]
+    return Muon(matrices, rest, settings.lr, tuple(settings.betas), settings.weight_decay)
+
+
 def plan(model: nn.Module, source: Source, settings: Engine) -> str:
     """What the run will do, before it costs anything: rows, tokens, checkpoints, disk."""
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    moments = 2 if settings.optimizer == "adamw" else 0.01
+    moments = 0.01 if settings.optimizer == "adafactor" else 2  # muon's are fewer: one of each matrix
     disk = 2 * size * (1 + moments + (settings.patience is not None))
     rows, looked_at = settings.steps * settings.batch, min(settings.batch, 8)
     tokens = _tokens(source.rows(range(looked_at))) / looked_at * rows

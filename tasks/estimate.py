@@ -51,7 +51,7 @@ class Question:
         steps: of the run.
         precision: of both models' products: "bfloat16" or "float32".
         recompute: the student's layers.
-        optimizer: "adamw" or "adafactor".
+        optimizer: "adamw", "muon" or "adafactor".
         words: that a cache keeps of each place.
         mfu: share of the peak that is reached, in 0..1.
     """

@@ -6,6 +6,7 @@ import torch
 from models import parallel
 from models.components._model import assemble
 from models.memory import Sizes, activations, states
+from models.muon import Muon, matrices_of_layers
 
 BERT = {"width": 48, "vocabulary": 90, "embedding": {"word": {}, "position": {"length": 32}}, "target": {"mlm": {}},
         "encoder": {"transformer": {"heads": 4, "inner": 112}}}  # fmt: skip
@@ -84,16 +85,18 @@ def test_parameters_are_exact_also_where_nothing_is_held():
     assert (Sizes.of(made(shared, 3)).layers, Sizes.of(made(shared, 3)).stored) == (3, 1)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "adafactor"])
 def test_moments_are_those_of_the_optimizer(optimizer):
     model = made(BERT)
-    make = torch.optim.AdamW if optimizer == "adamw" else torch.optim.Adafactor
-    chosen = make(model.parameters(), lr=0.1)
+    matrices = matrices_of_layers(model)
+    rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    make = {"adamw": torch.optim.AdamW, "adafactor": torch.optim.Adafactor}.get(optimizer)
+    chosen = make(model.parameters()) if make else Muon(matrices, [{"params": rest}], 0.1, (0.9, 0.95), 0.0)
     sum(p.sum() for p in model.parameters()).backward()
     chosen.step()
     held = sum(x.nbytes for state in chosen.state.values() for x in state.values() if x.ndim)
     expected = states(Sizes.of(model), optimizer)["optimizer"]
-    assert held == expected if optimizer == "adamw" else held < 8 * Sizes.of(model).parameters / 10
+    assert held == expected if optimizer != "adafactor" else held < 8 * Sizes.of(model).parameters / 10
 
 
 def test_ranks_share():

@@ -336,13 +336,14 @@ def test_decay_spares_norms_biases_and_tables(optimizer):
         assert decayed["betas"] == (0.9, 0.95)
 
 
-def test_adafactor_resumes_too(tmp_path):
-    whole = trained(optimizer="adafactor")
+@pytest.mark.parametrize("optimizer", ["adafactor", "muon"])
+def test_other_optimizers_resume_too(tmp_path, optimizer):
+    whole = trained(optimizer=optimizer)
     source = MadeUp()
     source.rows = lambda indices, rows=source.rows: rows(indices) if list(indices)[0] != 64 else 1 / 0
     with pytest.raises(ZeroDivisionError):
-        trained(tmp_path, source=source, optimizer="adafactor")
-    resumed = trained(tmp_path, optimizer="adafactor")
+        trained(tmp_path, source=source, optimizer=optimizer)
+    resumed = trained(tmp_path, optimizer=optimizer)
     assert resumed[1].resumed_at == 6
     same(resumed, whole)
 
@@ -369,8 +370,9 @@ def test_rates_count_waiting(capsys):
         ({"step": 3}, "no setting step; it has: steps, batch, micro"),
         ({"steps": 0}, "steps must be a whole number >= 1, got 0"),
         ({"lr": "1e-3"}, "write 1.0e-3, not 1e-3"),
-        ({"optimizer": "sgd"}, "adamw, adafactor, got 'sgd'"),
-        ({"parallel": "fsdp", "optimizer": "adafactor"}, "adafactor factors whole matrices"),
+        ({"optimizer": "sgd"}, "adamw, muon, adafactor, got 'sgd'"),
+        ({"parallel": "fsdp", "optimizer": "adafactor"}, "adafactor needs whole matrices"),
+        ({"parallel": "fsdp", "optimizer": "muon"}, "muon needs whole matrices"),
         ({"schedule": "cosin"}, "closest: cosine"),
         ({"betas": [0.9]}, "betas must be two numbers"),
         ({"schedule": {"constant": {}}, "warmup": 3}, "constant has no setting warmup"),
