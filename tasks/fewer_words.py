@@ -21,7 +21,7 @@ from tasks.finetune import Start
 from tasks.settings import SettingsError
 from tasks.shards import Shards
 
-__all__ = ["Renumbered", "choose_words", "cut_rows", "renumber"]
+__all__ = ["FILE", "Renumbered", "choose_words", "cut_rows", "renumber"]
 
 KEYS = ("ratio", "multiple", "similarity")
 FILE = "words.safetensors"

@@ -15,7 +15,7 @@ from models import parallel
 from models.components._model import Model
 from models.distill._vocabulary import Vocabulary as Words
 from tasks.engine import Engine, HeldOut
-from tasks.fewer_words import Renumbered, choose_words, renumber
+from tasks.fewer_words import FILE, Renumbered, choose_words, renumber
 from tasks.files import read_json
 from tasks.finetune import Evaluation, Start, fingerprint_of, kind_of, rows_of, save_model, training_of
 from tasks.kinds._kind import Examples, Kind, Rejected
@@ -222,7 +222,10 @@ class OnText:
             if words is not None:
                 renumber(Path(place), words)
             known, probe = Vocabulary.open(place), self._in(words).rows(range(4))
-            return export(parallel.full_state(model), told, known, Path(place), folder, probe)
+            report = export(parallel.full_state(model), told, known, Path(place), folder, probe)
+            if words is not None:
+                shutil.copy(Path(place) / FILE, folder)
+            return report
 
     def about(self, settings: Engine) -> dict:
         """For run.json."""
