@@ -82,15 +82,14 @@ def run(options: argparse.Namespace, name: str, seed: int, settings: dict) -> di
     """One student: its metrics, and the run's facts."""
     folder = options.out / f"{name}-{seed}"
     if not (folder / "metrics.json").is_file():
-        begun = on_text(options, name, seed, settings) if name in ON_TEXT and on_rows(options) else None
-        part, entry, teacher = entry_of(options, name, seed, dict(settings))
-        if begun is not None:  # the task's labels alone
-            part, entry = "specific", {}
+        part, entry, teacher, begun = entry_of(options, name, seed, dict(settings))
         chosen = chosen_of(options, seed) | {part: {name: entry}}
         count = len(planned(chosen, part, name, teacher, options.data, begun).stages) + (begun is not None)
         chosen["training"]["steps"] = max(1, options.steps // count)
         distill(chosen, part, name, teacher, options.data, folder, None, start=begun)
         shutil.rmtree(folder / "model")
+        if begun is not None:
+            shutil.rmtree(begun)
     found = read_json(folder / "metrics.json") | {"run": read_json(folder / "run.json")}
     if name == TAKD and found["kept"] is not None:  # so far of the assistant, which taught it
         found["kept"] *= read_json(options.out / f"assistant-{seed}" / "metrics.json")["kept"] or 0.0
@@ -125,22 +124,31 @@ def on_rows(options: argparse.Namespace) -> bool:
     return (options.data / "rows").is_dir()
 
 
-def entry_of(options: argparse.Namespace, name: str, seed: int, settings: dict) -> tuple[str, dict, Path | list[Path]]:
-    """The part of params.yaml, the entry and the teachers that a name of the table stands for."""
+def entry_of(
+    options: argparse.Namespace, name: str, seed: int, settings: dict
+) -> tuple[str, dict, Path | list[Path], Path | None]:
+    """The part of params.yaml, the entry, the teachers and the trained start that a name of the table stands for."""
+    if name in ON_TEXT and on_rows(options):  # the task's labels alone
+        return "specific", {}, options.teacher, on_text(options, name, seed, settings)
     if name == GOLD:  # the last stage of a method that has nothing else to do
-        return "mixes", {"kd": {}, "stages": [GOLD]}, options.teacher
+        return "mixes", {"kd": {}, "stages": [GOLD]}, options.teacher, None
     if name in names("distill.teachers"):
         if options.second is None:
             raise SettingsError("it combines teachers; give --second")
-        return "several", {"teachers": ["second", "first"], "by": {name: settings}}, [options.second, options.teacher]
+        return (
+            "several",
+            {"teachers": ["second", "first"], "by": {name: settings}},
+            [options.second, options.teacher],
+            None,
+        )
     if name == TAKD:
         assistant = options.out / f"assistant-{seed}"
         if not (assistant / "metrics.json").is_file():
             middle = (read_layers(options.teacher) + options.layers + 1) // 2
             chosen = chosen_of(options, seed, layers=middle)
             distill(chosen | {"methods": {"kd": {}}}, "methods", "kd", options.teacher, options.data, assistant, None)
-        return "chains", {"of": {"kd": settings}}, assistant
-    return "methods", settings, options.teacher
+        return "chains", {"of": {"kd": settings}}, assistant, None
+    return "methods", settings, options.teacher, None
 
 
 def read_layers(teacher: Path) -> int:

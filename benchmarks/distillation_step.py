@@ -13,8 +13,9 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,18 +84,35 @@ def measure(options: argparse.Namespace, precision: torch.dtype | None) -> dict[
         sides[name] = ours(Exact(student, teacher, Objective({name: method})), batch)
     if find_spec("textbrewer"):
         sides[THEIRS] = textbrewer(teacher, small, student, batch)
+
+    def backward(side: Side) -> None:
+        with torch.autocast("cpu", precision) if precision else nullcontext():
+            loss = side()
+        loss.backward()
+
+    return in_turns({name: partial(backward, side) for name, side in sides.items()}, options.steps, student.zero_grad)
+
+
+def in_turns(
+    sides: Mapping[str, Callable[[], None]], steps: int, after: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
+    """CPU seconds of each step, by side; the order turns with each step, and the first, which allocates, is left out.
+
+    Args:
+        sides: each takes one step.
+        steps: that are counted.
+        after: what follows each step of each side, and is not counted.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for step in range(options.steps + 1):
+    for step in range(steps + 1):
         names = list(sides)
         for name in names[step % len(names) :] + names[: step % len(names)]:
             torch.manual_seed(step)
             began = time.process_time()
-            with torch.autocast("cpu", precision) if precision else nullcontext():
-                loss = sides[name]()
-            loss.backward()
+            sides[name]()
             seconds[name].append(time.process_time() - began)
-            student.zero_grad()
-    return {name: spent[1:] for name, spent in seconds.items()}  # the first step allocates
+            after()
+    return {name: spent[1:] for name, spent in seconds.items()}
 
 
 def bare(teacher: Model, student: Model, batch: dict) -> Side:

@@ -9,9 +9,9 @@ on the same rows. "gradual": all that is lost still flows; "sharp": half of the 
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.distillation_step import ratio
+from benchmarks.distillation_step import in_turns, ratio
 from models import build
 from models.components._model import assemble
 from models.distill._inheriting import NEVER, Inheriting
@@ -59,14 +59,7 @@ def measure(options: argparse.Namespace, precision: torch.dtype | None) -> dict[
     ids = torch.randint(1000, WORDS, (options.rows, options.length))
     labels = ids.masked_fill(torch.rand(ids.shape) >= MASKED, -100)
     batch = {"ids": ids, "mask": torch.ones_like(ids, dtype=torch.bool), "labels_mlm": labels}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for step in range(options.steps + 1):
-        names = list(sides)
-        for name in names[step % len(names) :] + names[: step % len(names)]:
-            began = time.process_time()
-            sides[name](batch, precision)
-            seconds[name].append(time.process_time() - began)
-    return {name: spent[1:] for name, spent in seconds.items()}  # the first step allocates
+    return in_turns({name: partial(side, batch, precision) for name, side in sides.items()}, options.steps)
 
 
 def plain(recipe: dict) -> Callable:

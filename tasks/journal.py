@@ -87,7 +87,7 @@ def _write(file: Path, started: float, **ended) -> None:
 def _file() -> Path | None:
     if name := os.environ.get("ROOTSTOCK_RUN"):
         return FOLDER / f"{name}.jsonl"
-    if "DVC_STAGE" not in os.environ:
+    if "DVC_STAGE" not in os.environ:  # as `starter` finds, which needs psutil for it
         return None
     from tasks.orphan import starter
 
